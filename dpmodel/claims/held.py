@@ -72,7 +72,11 @@ def held_by(*holders: Any) -> Held:
     found = Held()
     for holder in holders:
         parts = parts_of(holder) if isinstance(holder, nn.Module) else Held()
-        for value in (*parts.modules, *parts.tensors, *reachable(holder)):  # a search visits a limited number
+        for value in (
+            *parts.modules,
+            *parts.tensors,
+            *reachable(holder, data=True),
+        ):  # a search visits a limited number
             found.add(value)
     return found
 

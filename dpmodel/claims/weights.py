@@ -219,7 +219,7 @@ def _keep_digests(network: nn.Module, claim: Claim) -> None:
 
 def _digests_of(network: nn.Module) -> list[int | None]:
     """A digest of each tensor and each array that a network holds; None for those that cannot be read."""
-    arrays = (value for value in reachable(network) if isinstance(value, np.ndarray))
+    arrays = (value for value in reachable(network, data=True) if isinstance(value, np.ndarray))
     tensors = (digest([value.detach()]) if is_readable(value) else None for value in held_by(network))
     return [*tensors, *map(_digest_of_array, arrays)]
 

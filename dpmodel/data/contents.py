@@ -100,6 +100,8 @@ def copied(value: Any) -> Any:
         for key, part in value.items():
             new[key] = copied(part)
         return new
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(copied, value))
     return type(value)(copied(part) for part in value) if type(value) in (list, tuple) else value
 
 

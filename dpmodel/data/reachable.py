@@ -99,14 +99,15 @@ def _is_library(module_name: str) -> bool:
     return path.startswith(sysconfig.get_path("stdlib")) or not _INSTALLED.isdisjoint(PurePath(path).parts)
 
 
-def reachable(*roots: Any) -> list[Any]:
+def reachable(*roots: Any, data: bool = False) -> list[Any]:
     """All objects that ``roots`` hold through attributes, containers, closures, partials and global names.
 
-    The nearest objects come first. At most ``MAX_OBJECTS`` are visited, and containers of plain numbers, strings and
-    arrays are skipped. The results include tensors, arrays and random number generators.
+    The nearest objects come first. At most ``MAX_OBJECTS`` are visited. The results include tensors, arrays and random
+    number generators.
 
     Args:
         *roots: Any objects.
+        data: Also the elements of long containers of tensors and arrays, which take time and hold no generators.
 
     Example:
         >>> import random
@@ -120,20 +121,20 @@ def reachable(*roots: Any) -> list[Any]:
         value = waiting.popleft()
         found.append(value)
         with suppress(Exception):  # proxies may fail at any access
-            for child in _children(value):
+            for child in _children(value, data):
                 if id(child) not in seen and not _is_worthless(child):
                     seen.add(id(child))
                     waiting.append(child)
     return found
 
 
-def _children(value: Any) -> Iterable[Any]:
+def _children(value: Any, data: bool) -> Iterable[Any]:
     if _is_leaf(value):
         return ()
     if _is_mapping(value):
-        return _elements(value)
+        return _elements(value, data)
     if _is_container(value):
-        return (*_elements(value), *_attributes(value))
+        return (*_elements(value, data), *_attributes(value))
     if isinstance(value, functools.partial):
         return (value.func, value.args, value.keywords)
     if isinstance(value, types.FunctionType):
@@ -147,11 +148,11 @@ def _children(value: Any) -> Iterable[Any]:
     return _attributes(value)
 
 
-def _elements(container: Any) -> list[Any]:
-    """The elements of a container; empty for a long one that begins with plain data."""
+def _elements(container: Any, data: bool) -> list[Any]:
+    """The elements of a container; of a long one that begins with plain data, at most its tensors and arrays."""
     values = container.values() if _is_mapping(container) else container
     if len(values) > _PROBED and all(_is_plain(element) for element in islice(values, _PROBED)):
-        return []
+        return [element for element in islice(values, MAX_OBJECTS) if not _is_worthless(element)] if data else []
     return list(islice(values, MAX_OBJECTS))
 
 

@@ -118,6 +118,9 @@ def marks_folder() -> Path | None:
     Returns:
         None if ``$DPMODEL_MARKS`` is empty or ``off``.
 
+    Raises:
+        CheckpointError: ``$DPMODEL_MARKS`` is in the home folder of an unknown user.
+
     Example:
         >>> os.environ["DPMODEL_MARKS"] = "off"
         >>> print(marks_folder())
@@ -126,10 +129,19 @@ def marks_folder() -> Path | None:
     """
     given = os.environ.get(VARIABLE)
     if given is not None:
-        return None if given.strip().lower() in ("", "off") else Path(given).expanduser()
+        return None if given.strip().lower() in ("", "off") else _expanded(given)
     base = os.environ.get("XDG_STATE_HOME")
     try:
         home = Path(base) if base and Path(base).is_absolute() else Path.home() / ".local" / "state"
     except RuntimeError:  # no home folder
         return None
     return home / "dpmodel" / "trainings"
+
+
+def _expanded(folder: str) -> Path:
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{VARIABLE}={folder!r} is in the home folder of an unknown user ({error}). Set it to a folder, or to 'off'"
+        ) from error

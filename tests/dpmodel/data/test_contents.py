@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from dpmodel.data.contents import require_dense_tensors
+from dpmodel.data.contents import copied, require_dense_tensors
 from monitors.errors import DataError
+
+
+class Named(NamedTuple):
+    x: torch.Tensor
+    y: Any
 
 
 class Yields(Dataset):
@@ -73,3 +80,13 @@ def test_the_error_for_arrays_says_how_to_convert_them():
 
 def test_nests_of_dense_tensors_are_accepted():
     require_dense_tensors(({"ids": torch.zeros(2, 3), "more": [torch.zeros(2), (torch.zeros(2),)]}, torch.zeros(2)))
+
+
+def test_a_copied_named_tuple_shares_no_tensor():
+    example = Named(torch.zeros(2), [torch.ones(1)])
+    found = copied(example)
+    assert type(found) is Named
+    found.x.add_(1)
+    found.y[0].add_(1)
+    assert example.x.tolist() == [0.0, 0.0]
+    assert example.y[0].tolist() == [1.0]

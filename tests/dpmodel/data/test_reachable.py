@@ -1,6 +1,8 @@
 import functools
 import random
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, Subset
@@ -124,3 +126,15 @@ def test_attributes_are_no_globals_of_the_same_name():
 def test_what_this_library_knows_of_other_trainings_is_not_reached():
     network = Standardise(torch.zeros(2), torch.ones(2), ledger=Ledger())
     assert not [value for value in reachable(network) if isinstance(value, (Claim, WeakTensorKeyDictionary))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [(list, torch.zeros), (tuple, np.zeros), (set, torch.zeros), (lambda values: dict(enumerate(values)), np.zeros)],
+)
+def test_tensors_and_arrays_of_long_containers_are_found_if_asked_for(kind, make):
+    values = [make(2) for _ in range(60)]
+    holder = SimpleNamespace(bank=kind(values))
+    assert all(value is not values[40] for value in reachable(holder))
+    assert any(value is values[40] for value in reachable(holder, data=True))
+    assert reachable([1.0] * 100, data=True)[1:] == []

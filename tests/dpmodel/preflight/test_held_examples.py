@@ -75,3 +75,11 @@ def test_public_tables_are_accepted(x, bank):
 )
 def test_examples_of_all_kinds_are_compared(x):
     require_no_examples(nn.Linear(2, 2), nn.CrossEntropyLoss(), Batch(x, torch.zeros(4)))
+
+
+def test_examples_in_a_long_list_are_found(make_model):
+    x = torch.randn(64, WIDTH)
+    loss_fn = BankLoss(torch.zeros(WIDTH))
+    loss_fn.kept += list(x)
+    with pytest.raises(DataError, match="the loss holds training examples in a tensor"):
+        fitted(make_model, x, loss_fn=loss_fn)

@@ -124,3 +124,9 @@ def test_a_missing_ledger_is_refused_on_resume(interrupted):
     interrupted.ledger.unlink()
     with pytest.raises(CheckpointError, match=r"ledger\.json is missing"):
         resume(interrupted)
+
+
+def test_a_folder_of_an_unknown_user_is_refused_with_the_variable(monkeypatch):
+    monkeypatch.setenv("DPMODEL_MARKS", "~nosuchuser/marks")
+    with pytest.raises(CheckpointError, match="DPMODEL_MARKS='~nosuchuser/marks' is in the home folder of an unknown"):
+        marks_folder()
