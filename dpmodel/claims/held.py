@@ -72,11 +72,8 @@ def held_by(*holders: Any) -> Held:
     found = Held()
     for holder in holders:
         parts = parts_of(holder) if isinstance(holder, nn.Module) else Held()
-        for value in (
-            *parts.modules,
-            *parts.tensors,
-            *reachable(holder, data=True),
-        ):  # a search visits a limited number
+        # All parts of modules, since a search visits a limited number.
+        for value in (*parts.modules, *parts.tensors, *reachable(holder, data=True)):
             found.add(value)
     return found
 
