@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +196,8 @@ class DPModel(ClaimedModel):
         return f"DPModel({', '.join(parts)}, {self.steps_done:,} steps done)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_choice": None}  # an engine serves one network; the next fit chooses again
+        # An engine serves one network, so the next fit chooses again; a copy is not in training.
+        return {**self.__dict__, "_choice": None, "_running": None}
 
     def fit(
         self,
@@ -234,7 +235,7 @@ class DPModel(ClaimedModel):
         refuse_unknown(unknown, self.fit)
         checks.positive_int(epochs=epochs)
         check_keeper(keeper)
-        if self._in_training:
+        if self._running is not None:
             raise UnprotectedUpdateError("fit was called while this model is training; call it after fit has returned")
         ranks, iterations = current_ranks(), PowerIterations(self.network)
         with (
@@ -376,13 +377,15 @@ class DPModel(ClaimedModel):
                 loop()
             finally:
                 loop.step.engine.release()  # per-example gradients do not outlive the training
+                with suppress(UnprotectedUpdateError):  # ``until_the_end`` raises it
+                    run.read_late()  # callbacks may save the weights
                 loop.listeners.notify("on_train_end", run)
         loop.releases.settle()
         record_result(self.network, self.claim, self.optimizer, *self._beside(loop.loader))
 
     @contextmanager
     def _training(self, run: Run, loader: PrivateLoader) -> Iterator[Callable[[], None] | None]:
-        self._in_training = True
+        self._running = run
         claim = self.claim
         claim.begin(run.violated)
         record_training(self.network, claim, self.optimizer)
@@ -395,7 +398,7 @@ class DPModel(ClaimedModel):
                 yield renew
         finally:
             claim.end(run.violated)
-            self._in_training = False
+            self._running = None
 
     def _private_step(self, trial: Trial, iterations: PowerIterations) -> PrivateStep:
         self._choice = trial.choice

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpmodel.augmentation.transforms import Transform, build_transform
 from mechanisms.engines.batch import Batch, first_tensor
+from mechanisms.engines.device_copy import device_copy
 from mechanisms.engines.views import Views
 from monitors import checks
 
@@ -75,9 +76,9 @@ class Augmentation:
     def views(self, size: int, device: torch.device) -> Views:
         """Views for ``size`` examples on ``device``, drawn from torch's default generator of the CPU."""
         count = sum(one.numbers for one in self.transforms)
-        numbers = torch.rand(size, self.multiplicity, count, device="cpu").to(device)
+        numbers = torch.rand(size, self.multiplicity, count, device="cpu")
         # The transforms themselves, because the state of this object, which is the library's, is not followed.
-        return Views(numbers, partial(_transformed, (*self.transforms,)))
+        return Views(device_copy(numbers, device), partial(_transformed, (*self.transforms,)))
 
 
 def _transformed(transforms: Sequence[Transform], copies: Any, numbers: Tensor) -> Any:

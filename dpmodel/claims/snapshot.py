@@ -68,6 +68,7 @@ class Snapshot:
         self._copies: dict[str, Tensor] = {}
         if self.copied and not self.compared_in_full:
             self._copies = {name: torch.empty_like(value.detach()) for name, value in self._read.items()}
+        self._kinds = {name: _kind(value) for name, value in self._read.items()}
         self._lengths = {name: self._length(value.numel()) for name, value in self._read.items()}
         self._groups: dict[_Group, list[str]] = {}
         for name, value in self._read.items() if partly or self.compared_in_full else ():
@@ -113,7 +114,7 @@ class Snapshot:
             thorough: Compare every known entry.
         """
         others = [] if tensors is None else self._others(tensors)
-        written = [value._version for value in self._tensors.values()] != self._versions
+        written = [value._version for value in self._tensors.values()] != self._versions or not self._are_alike()
         if not (thorough or others or written) and (not values or self._stretches_equal()):
             return []
         differing = [name for name in self._tensors if name not in others and not self._as_kept(name)]
@@ -121,6 +122,8 @@ class Snapshot:
 
     def comparisons(self) -> list[HostCopy]:
         """Compare values without waiting for a GPU: 1.0 for each group of tensors whose known entries are the same."""
+        if not self._are_alike():
+            return [HostCopy(torch.zeros(1, device="cpu"))]
         now = self._gathered()
         return [HostCopy(_are_same(kept, now[group])) for group, kept in self._stretches.items()]
 
@@ -166,12 +169,16 @@ class Snapshot:
         value = self._tensors[name]
         if name not in self._read:
             return not value.numel() or value._version == self._version(name)
+        if _kind(value) != self._kinds[name]:  # after `value.data = other`
+            return False
         if self.copied:
             copy = self._copy_of(name)
             return copy is not None and _same(value, copy)
         return not self._groups or _same(self._stretch(name), self._kept_stretch(name))
 
     def _copy_of(self, name: str) -> Tensor | None:
+        if name in self._read and _kind(self._read[name]) != self._kinds[name]:
+            return None
         if not self.compared_in_full:
             return self._copies.get(name)
         value = self._tensors.get(name)
@@ -186,6 +193,9 @@ class Snapshot:
         """The parts of all tensors of one device and type as one tensor: one comparison, and one wait for a GPU."""
         with torch.no_grad():
             return {group: torch.cat(list(map(self._stretch, names))) for group, names in self._groups.items()}
+
+    def _are_alike(self) -> bool:
+        return all(_kind(value) == self._kinds[name] for name, value in self._read.items())
 
     def _stretches_equal(self) -> bool:
         now = self._gathered()
@@ -246,6 +256,10 @@ def _projections(bits: Tensor) -> Iterator[Tensor]:
 def _keys(device: torch.device) -> Tensor:
     drawn = torch.frombuffer(bytearray(secrets.token_bytes(8 * PROJECTED_ENTRIES)), dtype=torch.int64)
     return (drawn | 1).to(device)
+
+
+def _kind(value: Tensor) -> tuple[torch.device, torch.dtype, torch.Size]:
+    return value.device, value.dtype, value.shape
 
 
 def _bits(value: Tensor) -> Tensor:

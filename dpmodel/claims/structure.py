@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from inspect import getattr_static
 from operator import is_
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 from torch.optim import Optimizer
 
@@ -106,6 +107,26 @@ class Places:
             len(table) == len(held) and all(map(is_, table.values(), held))
             for table, held in zip(self._tables, self._held, strict=True)
         )
+
+
+def put_in_place(roots: Mapping[str, nn.Module], name: str, value: Tensor | None) -> None:
+    """Register ``value`` as the parameter or buffer ``name`` again; None removes it.
+
+    Args:
+        roots: Modules by the prefix of their names.
+        name: Its name, with prefix.
+        value: What was registered before.
+    """
+    prefix = next((root for root in roots if root and name.startswith(f"{root}.")), "")
+    path, _, leaf = name.removeprefix(f"{prefix}." if prefix else "").rpartition(".")
+    with suppress(AttributeError):
+        module = roots[prefix].get_submodule(path)
+        for table in (module._parameters, module._buffers):
+            if leaf in table and table[leaf] is not value:
+                if value is None:
+                    del table[leaf]
+                else:
+                    table[leaf] = value  # type: ignore[assignment]
 
 
 class _Look:

@@ -296,6 +296,7 @@ def _state_of(source: Any, with_digest: bool) -> tuple[nn.Module, CheckpointInfo
         return source, CheckpointInfo(architecture_fingerprint(source), type(source).__name__), None
     model = getattr(source, "model", source)
     try:
+        model.read_late()
         info = CheckpointInfo(
             architecture=architecture_fingerprint(model.network),
             network=type(model.network).__name__,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,10 +13,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dpmodel.claims.claim import FRESH_WEIGHTS
 from dpmodel.claims.snapshot import COPIED_BYTES, Snapshot, digest
-from dpmodel.claims.structure import Places, Structure
+from dpmodel.claims.structure import Places, Structure, put_in_place
 from dpmodel.preflight.refusal import HAS_READ, MOST_LISTED, listed, say_also
+from dpmodel.training.late_comparisons import LateComparison, LateComparisons
 from mechanisms.engines.batch import costs_a_wait
-from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import DataError, UnprotectedUpdateError
 
@@ -46,8 +46,9 @@ class UpdateGuard:
     ``violated`` before the error is raised, whether or not the error is caught. Modules, hooks and gradients are
     compared too. Values of an earlier step are accepted.
 
-    On a GPU, the result of a comparison that is made before the passes is read after them, and that of one made after
-    the passes, in the next step, always before a release: so the host does not wait for the GPU.
+    On a GPU, the host does not wait for comparisons. The result of one that is made before the passes is read after
+    them, before the release; that of one made after the passes, before the next release, and before anything is saved.
+    Then a write of the passes past torch cannot be undone.
 
     Args:
         network: The network that is trained.
@@ -77,7 +78,7 @@ class UpdateGuard:
         self._done: int | None = None  # protected steps of the model; None before the first of this training
         self._earlier: dict[int, None] = {}
         self._ahead = any(map(costs_a_wait, self.parameters.values()))  # whether the host runs ahead of the device
-        self._unread: list[tuple[int | None, HostCopy]] = []  # comparisons, with the step whose passes they follow
+        self._late = LateComparisons()
         self._trained = Snapshot(self.parameters)
         self._state = Snapshot(self._optimizer_state(), partly=False)
         held = sum(value.numel() * value.element_size() for value in self.parameters.values())
@@ -105,7 +106,7 @@ class UpdateGuard:
         self._require_sound()
         self._require_same_values(values=self._compared_in_full and not self._ahead, thorough=self._due)
         if self._ahead:
-            self._compare_later(None, self._state, *((self._trained, self._fixed) if self._compared_in_full else ()))
+            self._late.queue(None, self._state, self._trained, self._fixed)
         self._require_untouched()
 
     @contextmanager
@@ -126,9 +127,11 @@ class UpdateGuard:
             with self.each_example_alone(step):
                 yield
         except BaseException:
+            with suppress(UnprotectedUpdateError):  # the first failure is raised; the ledger has the rest
+                self.read_late()
             self._put_back(self._changed_tensors())
             raise
-        self._read_comparisons()
+        self.read_late()
         changed = self._changed_tensors(values=not self._ahead, thorough=self._due)
         if changed or written:
             found = f"the forward pass changed {listed(map(repr, changed or dict.fromkeys(written)))}"
@@ -141,7 +144,7 @@ class UpdateGuard:
                 + (f"The values were restored. {HAS_READ}" if harmless else self._record(found, self._verified(step)))
             )
         if self._ahead:
-            self._compare_later(step, self._trained, self._fixed)
+            self._late.queue(step, self._trained, self._fixed)
         self._require_untouched()
         if self._due:
             self._whole, self._due = step, False
@@ -189,6 +192,17 @@ class UpdateGuard:
         self._take()
         self._remember()
 
+    def read_late(self) -> None:
+        """Read the comparisons that are still on their way; call it before weights are saved.
+
+        Raises:
+            UnprotectedUpdateError: One of them found a change.
+        """
+        differing = self._late.differing()
+        if differing and self._reason is None:
+            self._require_explained(differing)
+        self._late.forget()
+
     def settle(self) -> None:
         """Call between two steps at which callbacks may copy, average or exchange the weights.
 
@@ -207,7 +221,7 @@ class UpdateGuard:
             UnprotectedUpdateError: Something was changed before the block.
         """
         self._require_sound()
-        self._read_comparisons()
+        self.read_late()
         self._require_same_values()
         yield
         self._take_fixed()
@@ -243,47 +257,42 @@ class UpdateGuard:
     def _require_same_values(self, *, values: bool = True, thorough: bool = False) -> None:
         # A fused optimizer step does not raise versions.
         changed = self._changed(values=values, thorough=thorough or self._steps != self._counted)
-        if not changed:
-            return
+        if changed:
+            self._require_earlier_weights(changed)
+
+    def _require_earlier_weights(self, changed: list[str]) -> None:
         if self._are_earlier_weights(changed):
             self._take()
             return
         when = "before the first step" if self._done is None else "between two private steps"
-        found = f"{listed(map(repr, changed))} changed {when}"
-        released = self._done is not None and self._reason is None
-        consequence = self._record(found, self._verified(self._done or 0)) if released else ""
-        raise UnprotectedUpdateError(
-            f"{found} (by an optimizer.step() or load_state_dict() outside of dpmodel, or a replaced or added layer?). "
-            f"{_DECLARE}. {consequence}".rstrip(". ")
-        )
+        cause = "by an optimizer.step() or load_state_dict() outside of dpmodel, or a replaced or added layer?"
+        self._refuse(f"{listed(map(repr, changed))} changed {when}", f" ({cause}). {_DECLARE}", self._done or 0)
 
     def _require_all_same(self) -> None:
-        self._read_comparisons()
+        self.read_late()
         self._require_same_values(thorough=True)
 
-    def _compare_later(self, step: int | None, *snapshots: Snapshot) -> None:
-        """Queue comparisons of values; ``step``: that of the passes before them, None if they come before a step."""
-        self._unread += [(step, each) for snapshot in snapshots for each in snapshot.comparisons()]
+    def _require_explained(self, differing: list[LateComparison]) -> None:
+        """Accept weights of an earlier step; any other change is refused, even if it has been undone since."""
+        in_passes = [one.step for one in differing if one.step is not None]
+        if in_passes:
+            cause = "past torch (by .data or NumPy?): what they keep of the data has no noise and is not accounted for"
+            self._refuse(f"values changed during the passes of step {in_passes[0]}", f" {cause}", in_passes[0])
+        of_optimizer = any(one.snapshot is self._state for one in differing)
+        of_network = any(one.snapshot is not self._state for one in differing)
+        changed = self._changed_tensors(thorough=True) if of_network else []
+        changed += self._changed_state(thorough=True) if of_optimizer else []
+        if changed:
+            self._require_earlier_weights(changed)
+        elif of_network:
+            self._refuse("values of the network changed between two private steps", f". {_DECLARE}", self._done or 0)
 
-    def _read_comparisons(self) -> None:
-        """Read the comparisons that are still on their way.
-
-        Raises:
-            UnprotectedUpdateError: One of them found a change.
-        """
-        unread, self._unread = self._unread, []
-        differing = [step for step, same in unread if not all(same.read())]
-        late = [step for step in differing if step is not None]
-        if late:
-            found = f"values of parameters or buffers changed during the passes of step {late[0]}"
-            released = self._done is not None and self._reason is None
-            consequence = self._record(found, self._verified(late[0])) if released else ""
-            raise UnprotectedUpdateError(
-                f"{found}, past torch (by .data or NumPy?): what they keep of the data has no noise and is not "
-                f"accounted for. {consequence}".rstrip(". ")
-            )
-        if differing:
-            self._require_same_values(thorough=True)
+    def _refuse(self, found: str, advice: str, step: int) -> NoReturn:
+        """Record a violation if there was a release. Before it, everything was verified up to ``step`` at most."""
+        since = min([step, *(one.step for one in self._late.differing() if one.step is not None)])
+        released = self._done is not None and self._reason is None
+        consequence = self._record(found, self._verified(since)) if released else ""
+        raise UnprotectedUpdateError(f"{found}{advice}. {consequence}".rstrip(". "))
 
     def _require_untouched(self) -> None:
         """Compare structure and gradients; call it after the tensors were compared."""
@@ -311,15 +320,21 @@ class UpdateGuard:
 
     def _changed(self, *, values: bool = True, thorough: bool = False) -> list[str]:
         """Names of tensors that were replaced or have changed since the last protected update."""
+        changed = self._changed_state(values=values or not self._ahead, thorough=thorough)
+        return self._changed_tensors(values=values, thorough=thorough) + changed
+
+    def _changed_state(self, *, values: bool = True, thorough: bool = False) -> list[str]:
+        """``_changed`` of the optimizer; its state may hold views of the sum, to which passes write."""
         state = self._optimizer_state()
-        changed = self._state.changed(state, values=values or not self._ahead, thorough=thorough)
-        moved = [name for name in changed if name in state]
+        moved = [name for name in self._state.changed(state, values=values, thorough=thorough) if name in state]
         # A state that was removed or set to zero holds nothing of the data.
         found = [name for name in moved if bool(state[name].any())]
-        return self._changed_tensors(values=values, thorough=thorough) + found
+        if moved and not found:
+            self._state = Snapshot(state, partly=False)
+        return found
 
     def _changed_tensors(self, *, values: bool = True, thorough: bool = False) -> list[str]:
-        """``_changed`` without the optimizer, which may keep views of the sum that the passes write to."""
+        """``_changed`` without the optimizer."""
         self._intact = self._places.intact()
         if self._intact:
             return [
@@ -350,23 +365,10 @@ class UpdateGuard:
         kept = {name: self._trained.tensor(name) for name in names if name in self.parameters}
         kept |= {name: self._fixed.tensor(name) for name in names if name not in self.parameters}
         for name, value in kept.items():
-            self._put_in_place(name, value)
+            put_in_place(self._roots, name, value)
         trained = [name for name, value in kept.items() if value is not None and name in self.parameters]
         fixed = [name for name, value in kept.items() if value is not None and name not in self.parameters]
         return self._trained.restore(trained) and self._fixed.restore(fixed)
-
-    def _put_in_place(self, name: str, value: Tensor | None) -> None:
-        """Put ``value`` back into the module that holds ``name``; None removes it."""
-        prefix = _LOSS if name.startswith(f"{_LOSS}.") else ""
-        path, _, leaf = name.removeprefix(f"{prefix}." if prefix else "").rpartition(".")
-        with suppress(AttributeError):
-            module = self._roots[prefix].get_submodule(path)
-            for table in (module._parameters, module._buffers):
-                if leaf in table and table[leaf] is not value:
-                    if value is None:
-                        del table[leaf]
-                    else:
-                        table[leaf] = value  # type: ignore[assignment]
 
     @property
     def _compared_in_full(self) -> bool:

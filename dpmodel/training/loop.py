@@ -44,8 +44,8 @@ STOPPED_BY_CHOICE = (
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A nest of tensors on ``device``."""
-    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), value)
+    """A nest of tensors on ``device``; the host does not wait for a GPU."""
+    return map_tensors(lambda tensor: device_copy(tensor, device), value)
 
 
 @dataclass
@@ -310,8 +310,8 @@ class TrainingLoop:
         if self.step.left_out and "left out" not in self._announced:
             self._announced.add("left out")
             self.run.say(
-                f"step {self.run.step}: {self.step.left_out} clipped units had a gradient that is not finite and were "
-                "left out, as they will be in later steps; check the data for NaN and infinite numbers"
+                f"step {self.step.left_out_at}: {self.step.left_out} clipped units had a gradient that is not finite "
+                "and were left out, as they will be in later steps; check the data for NaN and infinite numbers"
             )
 
     def _announce_isolation(self) -> None:

@@ -274,6 +274,15 @@ class Run:
         """The guard that watches the weights of this run."""
         self._guard = guard
 
+    def read_late(self) -> None:
+        """Read what a GPU still has to say about the weights; call it before they are saved.
+
+        Raises:
+            UnprotectedUpdateError: They were changed by something other than dpmodel, and the ledger has a violation.
+        """
+        if self._guard is not None:
+            self._guard.read_late()
+
     @contextmanager
     def post_processing(self, what: str) -> Iterator[None]:
         """Let a callback change weights, buffers or optimizer state inside the block.

@@ -57,7 +57,8 @@ class PrivateStep:
     ranks: Ranks = ALONE
     broken_steps: int = field(default=0, init=False)
     left_out: int = field(default=0, init=False)  # units without a finite gradient, in all steps; private
-    _unread: ClippedSum | None = field(default=None, init=False)  # of the last step, if its tally is still to be read
+    left_out_at: int = field(default=0, init=False)  # steps done after the first of them
+    _unread: tuple[int, ClippedSum] | None = field(default=None, init=False)  # the last step, if its tally is not read
     _layout: FlatLayout = field(init=False)
     _additivity: Additivity = field(init=False)
     _sum: Tensor = field(init=False)  # for all steps: allocating the size of a large network is slow
@@ -102,7 +103,7 @@ class PrivateStep:
             noisy = self.ranks.released(lambda: plan.noise.add(summed, step), summed)
         self._descend(noisy.div_(plan.unit.expected_units), step)
         self._update_bound(summed, step)
-        self._unread = summed
+        self._unread = step, summed
         if not summed.tally.is_late:
             self.settle()
         return summed.tally
@@ -123,7 +124,8 @@ class PrivateStep:
     def state_dict(self) -> dict[str, Any]:
         """The counters that a resumed training continues."""
         self._count()
-        return {"broken_steps": self.broken_steps}
+        # A resumed training does a step before it stops.
+        return {"broken_steps": min(self.broken_steps, MAX_BROKEN_STEPS - 1)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore ``state_dict``."""
@@ -174,9 +176,13 @@ class PrivateStep:
             )
 
     def _count(self) -> None:
-        summed, self._unread = self._unread, None
-        if summed is None:
+        if self._unread is None:
             return
-        self.left_out += summed.rejected
-        broken = 2 * summed.rejected >= max(1, summed.norms.shape[0]) and summed.rejected > 0
+        step, summed = self._unread
+        rejected = summed.rejected  # the host may wait here, and be interrupted
+        self._unread = None
+        if rejected and not self.left_out:
+            self.left_out_at = step + 1
+        self.left_out += rejected
+        broken = 2 * rejected >= max(1, summed.norms.shape[0]) and rejected > 0
         self.broken_steps = self.broken_steps + 1 if broken else 0

@@ -142,6 +142,8 @@ class BandedMF(ScheduledGaussian):
         """``n_t = (z_t - sum_k c_k n_{t-k}) / c_0``, of the shape, type and device of ``like``; not to be changed."""
         import torch
 
+        from mechanisms.engines.device_copy import device_copy
+
         coefficients = self._prepared_coefficients
         kept = len(coefficients) - 1
         if not self._continues(like, step):
@@ -151,7 +153,7 @@ class BandedMF(ScheduledGaussian):
         slot = self._taken % max(kept, 1)
         # the step before is one place before ``slot``
         weights = np.roll(-coefficients[:0:-1] / coefficients[0], slot)
-        drawn = torch.mv(self._recent.t(), torch.as_tensor(weights, dtype=like.dtype).to(like.device))
+        drawn = torch.mv(self._recent.t(), device_copy(torch.as_tensor(weights, dtype=like.dtype), like.device))
         self.generator.add_normal_(drawn, 1.0 / float(coefficients[0]))
         if kept:
             self._recent[slot].copy_(drawn)

@@ -21,6 +21,7 @@ from mechanisms.engines.modes import plain_modes, require_unwatched
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.precision import require_full_products
 from mechanisms.engines.probing import preserve_state
+from mechanisms.engines.row_clearing import clear_rows_
 from mechanisms.engines.slices import slices
 from mechanisms.engines.state.pass_boundary import PassBoundary
 from mechanisms.engines.state.python_state import PythonState
@@ -345,7 +346,7 @@ def clip_rows(
         squared[:, block] += sum(part.square().sum(dim=1) for (part,) in slices(column))
     norms = squared.sqrt()
     factors = bounded_factors(norms, clip, layout.size, real)
-    unit_grads[~torch.isfinite(norms).all(dim=1)] = 0.0
+    clear_rows_(unit_grads, torch.isfinite(norms).all(dim=1))
     for block, column, part in zip(block_of, columns, total.split(layout.sizes), strict=True):
         part.addmv_(column.T, factors[:, block])
     return norms

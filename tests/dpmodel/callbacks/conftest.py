@@ -22,6 +22,7 @@ class FakeRun:
             ledger=self.ledger,
             clip_mech=types.SimpleNamespace(norm_bound=1.5),
             steps_done=first_step,
+            read_late=lambda: None,
             metrics=types.SimpleNamespace(names=tuple((metrics or [{}])[0])),
         )
         self.history = History(delta=1e-5)

@@ -18,6 +18,8 @@ from monitors.errors import DataError, UnprotectedUpdateError
 
 from .violating import DATA, At, in_place, network
 
+pytestmark = pytest.mark.usefixtures("copies_arrive")
+
 
 def past_torch(run):
     run.network[0].weight.data.add_(DATA)

@@ -14,6 +14,8 @@ from dpmodel import Callback, poisson_loader
 from dpmodel.training.guard import UpdateGuard
 from monitors.errors import UnprotectedUpdateError
 
+pytestmark = pytest.mark.usefixtures("copies_arrive")
+
 
 def guarded():
     network = nn.Linear(2, 1)

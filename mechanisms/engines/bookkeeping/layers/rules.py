@@ -11,10 +11,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mechanisms.engines.bookkeeping.row_clearing import clear_rows_
 from mechanisms.engines.bookkeeping.scratch import Scratch
 from mechanisms.engines.isolation.isolated import isolated
 from mechanisms.engines.isolation.rows import PLAIN
+from mechanisms.engines.row_clearing import clear_rows_
 from mechanisms.engines.state.python_state import PythonState
 from monitors.errors import UnsupportedModuleError
 
@@ -85,7 +85,8 @@ class Term:
     def keep(self, examples: Tensor) -> Term:
         """The same term without the examples where ``examples``, shape (B,), is False.
 
-        Their rows are set to zero: a factor of zero would not do, since zero times NaN is NaN.
+        Their rows are set to zero: a factor of zero would not do, since zero times NaN is NaN. If ``held`` may be
+        overwritten, this term changes too.
         """
         rows = examples if self.owners is None else examples[self.owners]
         if self.overwritable:

@@ -14,15 +14,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechanisms.engines.bookkeeping import row_clearing
-from mechanisms.engines.bookkeeping.row_clearing import clear_rows_, require_same_as_torch
+from mechanisms.engines import row_clearing
+from mechanisms.engines.row_clearing import clear_rows_, require_same_as_torch
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 TRITON = tuple(map(int, version("triton").split(".")[:2])) if importlib.util.find_spec("triton") else (0, 0)
 INTERPRETED = """
 import torch
-from mechanisms.engines.bookkeeping import row_kernel
-from mechanisms.engines.bookkeeping.row_clearing import require_same_as_torch
+from mechanisms.engines import row_kernel
+from mechanisms.engines.row_clearing import require_same_as_torch
 require_same_as_torch(row_kernel.clear, torch.device("cpu"))
 for dtype in (torch.float64, torch.bfloat16):
     rows = torch.full((3, 2, 5), torch.nan, dtype=dtype)

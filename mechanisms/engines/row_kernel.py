@@ -13,13 +13,14 @@ from torch import Tensor
 
 _PROGRAM = 1024
 #: Arguments whose values must not trigger a recompilation, because a captured graph cannot compile.
-_VARYING = ("by_row", "by_part", "width")
+_VARYING = ("parts", "by_row", "by_part", "width")
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _clear_kernel(rows, keep, by_row, by_part, width, PROGRAM: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    part = tl.program_id(1).to(tl.int64)
+def _clear_kernel(rows, keep, parts, by_row, by_part, width, PROGRAM: tl.constexpr):
+    program = tl.program_id(0).to(tl.int64)
+    row = program // parts
+    part = program % parts
     if tl.load(keep + row) == 0:
         first = rows + row * by_row + part * by_part
         for start in range(0, width, PROGRAM):
@@ -37,7 +38,10 @@ def clear(rows: Tensor, keep: Tensor) -> None:
         return
     by_row, by_part, _ = table.stride()
     with _on(rows):
-        _clear_kernel[tuple(table.shape[:2])](rows, keep.view(torch.int8), by_row, by_part, table.shape[2], _PROGRAM)
+        # Along one dimension, since the others of a grid have at most 65,535 programs.
+        _clear_kernel[(table.shape[0] * table.shape[1],)](
+            rows, keep.view(torch.int8), table.shape[1], by_row, by_part, table.shape[2], _PROGRAM
+        )
 
 
 def _on(tensor: Tensor) -> AbstractContextManager[object]:

@@ -38,14 +38,17 @@ def _fits(rows: Tensor) -> bool:
 
 
 def _by_torch(rows: Tensor, keep: Tensor) -> None:
-    rows.masked_fill_(~keep.view(-1, *[1] * (rows.dim() - 1)), 0.0)
+    if rows.device.type == "cpu":
+        rows[~keep] = 0.0  # reads and writes these rows alone
+    else:
+        rows.masked_fill_(~keep.view(-1, *[1] * (rows.dim() - 1)), 0.0)
 
 
 @cache
 def _clearing_on(device: torch.device) -> Clear:
     """The kernel, if it gives what torch gives on ``device``; else torch's own operations."""
     try:
-        clear: Clear = importlib.import_module("mechanisms.engines.bookkeeping.row_kernel").clear
+        clear: Clear = importlib.import_module("mechanisms.engines.row_kernel").clear
         require_same_as_torch(clear, device)
     except Exception as error:
         warnings.warn(
