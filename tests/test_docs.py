@@ -35,6 +35,8 @@ SESSIONS = [
         "audit.md",
         "attack.md",
         "card.md",
+        "fine_tuning.md",
+        "troubleshooting.md",
     )
 ]
 SESSIONS += [page for page in sorted((ROOT / "docs" / "howto").glob("*.md")) if "```python" in page.read_text()]
