@@ -131,8 +131,8 @@ def main() -> None:
         "# Fine-tuning by what is trained",
         "",
         f"`PYTHONPATH=. python benchmarks/fine_tuning.py --output {options.output or 'FILE'}`: a decoder with {LAYERS} "
-        f"blocks of width {WIDTH} for {LENGTH} tokens of a vocabulary of {VOCABULARY:,}, batch {options.batch}. Medians "
-        f"of {options.rounds} alternating rounds, CPU time of the process. {description()}",
+        f"blocks of width {WIDTH} for {LENGTH} tokens of a vocabulary of {VOCABULARY:,}, batch {options.batch}. "
+        f"Medians of {options.rounds} alternating rounds, CPU time of the process. {description()}",
         "",
         "| trained | parameters | engine | plain step, ms | private step, ms | private over private of everything |",
         "|---|---|---|---|---|---|",
