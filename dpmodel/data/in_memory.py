@@ -102,7 +102,12 @@ def _check_tensors(x: Tensor, y: Tensor) -> None:
     labels = y.dim() == 1 and not y.is_floating_point() and not y.is_complex()
     if not labels and (y.dim() != 2 or y.dtype != torch.float32):
         several = y.dim() == 2 and not y.is_floating_point() and not y.is_complex()
-        remedy = "; for several labels per example (multi-label) convert to float32, with y.float()" if several else ""
+        remedy = (
+            "; for several labels per example (multi-label) convert to float32, with y.float(); for a target at each "
+            "position, as of a language model, use a TensorDataset"
+            if several
+            else ""
+        )
         raise DataError(
             f"y must be one integer per example, or float32 of shape (N, k), got {y.dtype} of shape "
             f"{tuple(y.shape)}{remedy}"

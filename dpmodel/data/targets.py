@@ -48,6 +48,8 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
     targets = all_targets(dataset)
     if not isinstance(loss_fn, _CLASS_LOSSES) or not isinstance(outputs, Tensor):
         return
+    if all(type(loss_fn).forward is not kind.forward for kind in _CLASS_LOSSES):  # it may rearrange what it gets
+        return
     if outputs.dim() > 1 and outputs.shape[1] == 1:
         raise DataError(
             f"{type(loss_fn).__name__} needs one output per class, but the network has a single output, for which the "
@@ -68,6 +70,12 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
     wrong = torch.nonzero(((targets < 0) | (targets >= classes)) & ~ignored)
     if len(wrong):
         row = tuple(wrong[0].tolist())
+        if targets.dim() > 1 and outputs.shape[1:-1] == targets.shape[1:]:
+            raise DataError(
+                f"{type(loss_fn).__name__} expects the classes in dimension 1, but the network gives outputs of shape "
+                f"{tuple(outputs.shape)} for targets of shape {tuple(targets.shape)}, such as of a language model. "
+                "Move them in the loss or the network: outputs.movedim(-1, 1)"
+            )
         raise DataError(
             f"target {int(targets[row])} at row {row[0]} is out of range: the network gives {classes} classes, so "
             f"targets must be in [0, {classes - 1}]. Correct the labels, or give the network more outputs"

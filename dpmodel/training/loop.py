@@ -280,7 +280,7 @@ class TrainingLoop:
         """A limit stops by the schedule, known in advance; other stops may depend on what the training showed."""
         run = self.run
         chosen = not self._limit_reached and not str(run.stop_reason).startswith(INTERRUPTED)
-        if chosen and run.step < run.planned_steps:
+        if chosen and run.first_step < run.step < run.planned_steps:
             run.ledger.add_note(STOPPED_BY_CHOICE)
 
     def _renew(self, *, search: bool = True) -> None:
@@ -311,7 +311,8 @@ class TrainingLoop:
             self._announced.add("left out")
             self.run.say(
                 f"step {self.step.left_out_at}: {self.step.left_out} clipped units had a gradient that is not finite "
-                "and were left out, as they will be in later steps; check the data for NaN and infinite numbers"
+                "and were left out, as they will be in later steps; check the data for NaN and infinite numbers, and "
+                "lower the learning rate if the weights diverge"
             )
 
     def _announce_isolation(self) -> None:

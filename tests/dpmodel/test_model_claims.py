@@ -71,11 +71,12 @@ def test_an_epsilon_for_a_length_chosen_during_training_says_so(make_model, load
     model = make_model()
     model.fit(loader, epochs=2, callbacks=[Chosen()])
     assert any("stopped before its planned end" in note for note in model.privacy_spent(1e-5).notes)
-    whole, limited = make_model(), make_model()
+    whole, limited, none = make_model(), make_model(), make_model()
     whole.fit(loader, epochs=1, callbacks=[Chosen()])  # its end was the planned one
     limited.fit(loader, epochs=3, callbacks=[PrivacyMonitorFactory.create("rdp", max_eps=5.0)])
-    assert 0 < limited.ledger.total < 12
-    assert whole.ledger.notes == limited.ledger.notes == ()
+    none.fit(loader, epochs=3, callbacks=[PrivacyMonitorFactory.create("rdp", max_eps=0.05)])
+    assert none.ledger.total == 0 < limited.ledger.total < 12
+    assert whole.ledger.notes == limited.ledger.notes == none.ledger.notes == ()
 
 
 def test_a_failed_step_leaves_no_unnoised_sum_for_the_optimizer(make_model, make_data):
