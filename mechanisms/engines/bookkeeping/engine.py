@@ -136,7 +136,7 @@ class BookKeepingEngine(Engine):
             return super().clipped_sum(network, loss_fn, batch, clip, out)
 
     def _rows_at_once(self, batch: Batch) -> int | None:
-        if not batch.size or batch.group_ids is not None:
+        if not batch.size or (batch.group_ids is not None and self.capacity is not None):
             return self.physical_batch_size
         fast = self._fast_rows(batch.size if self.capacity is None else self.capacity)
         return min((size for size in (self.physical_batch_size, fast) if size), default=None)

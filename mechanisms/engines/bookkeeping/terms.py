@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from mechanisms.engines.bookkeeping.passes import Pass
 from mechanisms.engines.bookkeeping.recorder import Record
 from mechanisms.engines.bookkeeping.scratch import Scratch
 from mechanisms.engines.bookkeeping.sites import Site
+from mechanisms.engines.bookkeeping.unit_members import UnitMembers
 from mechanisms.units import ClippedUnit
 
 
@@ -110,21 +111,24 @@ def terms_of(uses: Sequence[LayerUse], batch: Batch, unit: ClippedUnit, formulas
         formulas: Chooses among a layer's formulas.
     """
     counts = Counter(position for use in uses for position in _positions(use))
+    members = None if batch.group_ids is None else UnitMembers(batch.group_ids, batch.num_units)
     terms: dict[int, Term] = {}
     rows: dict[int, Tensor] = {}
     for use in uses:
         # Norms do not add up over calls: a parameter with several uses, or an example with several rows or in a group,
         # needs the sum of its gradients before the norm. Those are instantiated; all others take the cheapest formula.
-        direct = batch.group_ids is None and use.fold == 1 and len(use.calls) == 1
+        direct = members is None and use.fold == 1 and len(use.calls) == 1
         alone = {name: p for name, p in use.flat_index.items() if direct and counts[p] == 1}
         if alone:
             assert use.rule is not None
             terms.update(_direct(use.site, alone, use.rule, use.calls[0], formulas))
         shared = {name: p for name, p in use.flat_index.items() if name not in alone}
-        for position, gradient in _instantiated(use, shared, batch.size):
-            mine = _per_unit(gradient.reshape(batch.size, -1), batch, unit)
+        for position, gradient in _instantiated(use, shared, batch.size, members):
+            mine = gradient.reshape(batch.num_units, -1)
             rows[position] = rows[position] + mine if position in rows else mine
-    terms.update({position: Term.of_rows(value) for position, value in rows.items()})
+    if members is not None:
+        rows = {position: value.div_(unit.group_size) for position, value in rows.items()}
+    terms.update({position: Term.of_rows(value, overwritable=members is not None) for position, value in rows.items()})
     return terms
 
 
@@ -144,29 +148,29 @@ def _direct(
     return found
 
 
-def _instantiated(use: LayerUse, flat_index: dict[str, int], batch_size: int) -> list[tuple[int, Tensor]]:
-    """Gradients (B, *shape) of every example, summed over an example's rows."""
+def _instantiated(
+    use: LayerUse, flat_index: dict[str, int], batch_size: int, members: UnitMembers | None
+) -> list[tuple[int, Tensor]]:
+    """Gradients (units, *shape) of every unit, summed over its members and their rows."""
     if use.rows is not None:
-        return list(use.rows.items())
+        return [(position, rows if members is None else members.summed(rows)) for position, rows in use.rows.items()]
     found: list[tuple[int, Tensor]] = []
     if not flat_index:
         return found
     assert use.rule is not None
+    gradients: Mapping[str, Tensor]
     for call in use.calls:
-        gradients = use.rule.example_gradients(replace(call, wanted=tuple(flat_index)))
-        for name, position in flat_index.items():
-            gradient = gradients[name]
-            if use.fold > 1:
-                gradient = gradient.unflatten(0, (batch_size, use.fold)).sum(1)
-            found.append((position, gradient))
+        asked = replace(call, wanted=tuple(flat_index))
+        if use.fold > 1:
+            rows = use.rule.example_gradients(asked)
+            examples = {name: value.unflatten(0, (batch_size, use.fold)).sum(1) for name, value in rows.items()}
+            gradients = examples if members is None else {name: members.summed(examples[name]) for name in examples}
+        elif members is None:
+            gradients = use.rule.example_gradients(asked)
+        else:
+            gradients = use.rule.summed_gradients(asked, members)
+        found += [(position, gradients[name]) for name, position in flat_index.items()]
     return found
-
-
-def _per_unit(rows: Tensor, batch: Batch, unit: ClippedUnit) -> Tensor:
-    if batch.group_ids is None:
-        return rows
-    grouped = rows.new_zeros(batch.num_units, rows.shape[1])
-    return grouped.index_add_(0, batch.group_ids, rows).div_(unit.group_size)
 
 
 def _fold(record: Record) -> int:

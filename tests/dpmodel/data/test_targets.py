@@ -26,9 +26,7 @@ def texts():
 
 @pytest.mark.parametrize("loss_fn", [nn.CrossEntropyLoss(), Renamed()])
 def test_classes_in_the_last_dimension_are_refused_with_where_to_move_them(loss_fn):
-    with pytest.raises(
-        DataError, match=r"expects the classes in dimension 1.*\(2, 16, 50\).*movedim\(-1, 1\)"
-    ):
+    with pytest.raises(DataError, match=r"expects the classes in dimension 1.*\(2, 16, 50\).*movedim\(-1, 1\)"):
         require_class_targets(texts(), torch.zeros(2, LENGTH, VOCABULARY), loss_fn)
 
 

@@ -23,6 +23,7 @@ from mechanisms.engines.bookkeeping.layers.rules import (
     squared_norms_of_products,
 )
 from mechanisms.engines.bookkeeping.layers.window_gram import WindowAxis, window_gram
+from mechanisms.engines.bookkeeping.unit_members import UnitMembers
 from mechanisms.engines.precision import full_float32
 
 #: Cost of moving one entry through memory, in multiply-adds.
@@ -80,6 +81,14 @@ class ConvolutionRule(LayerRule):
         if "bias" in call.wanted:
             found["bias"] = g.flatten(2).sum(2)
         return found
+
+    def summed_gradients(self, call: Call, members: UnitMembers) -> Mapping[str, Tensor]:
+        """On a CPU, from copies of a few windows at a time."""
+        if call.output_grad.device.type != "cpu" or "weight" not in call.wanted:
+            return super().summed_gradients(call, members)
+        (rows,) = _instantiate(call, call.inputs[0], call.output_grad).held
+        found = {"weight": members.summed(rows)}
+        return found | ({"bias": members.summed(call.output_grad.flatten(2).sum(2))} if "bias" in call.wanted else {})
 
     def formulas(self, call: Call) -> Mapping[str, Sequence[Formula]]:
         """Instantiate from a copy of all windows or of the windows along a row, or use Gram matrices over positions."""

@@ -18,6 +18,7 @@ from mechanisms.engines.bookkeeping.layers.rules import (
     layer_rule,
     squared_norms_of_products,
 )
+from mechanisms.engines.bookkeeping.unit_members import UnitMembers
 
 #: Gram matrices are considered up to this size, relative to that of the instantiated gradient.
 GRAM_LIMIT = 1.0
@@ -26,6 +27,9 @@ GRAM_LIMIT = 1.0
 FEW_OUTPUTS = 16
 LARGE_PRODUCT = 2**20
 PARTS = 8
+
+#: Entries of a weight from which on a product for each unit is faster than instantiating all examples.
+LARGE_WEIGHT = 2**12
 
 #: Rounding error allowed for a sum of positions, in roundings of the size of its terms, beside one for each position.
 ROUNDINGS = 8
@@ -55,6 +59,14 @@ class LinearRule(LayerRule):
         if "bias" in call.wanted:
             found["bias"] = g.sum(1)
         return found
+
+    def summed_gradients(self, call: Call, members: UnitMembers) -> Mapping[str, Tensor]:
+        """On a CPU, one product per unit, instead of one per example."""
+        x, g = _sequences(call)
+        if x.device.type != "cpu" or "weight" not in call.wanted or x.shape[2] * g.shape[2] < LARGE_WEIGHT:
+            return super().summed_gradients(call, members)
+        found = {"weight": _product_per_unit(x, g, members)}
+        return found | ({"bias": members.summed(g.sum(1))} if "bias" in call.wanted else {})
 
     def formulas(self, call: Call) -> Mapping[str, Sequence[Formula]]:
         """Vectors: product of norms. Sequences: instantiate, or use Gram matrices if there are few positions."""
@@ -95,6 +107,18 @@ def _sequences(call: Call) -> tuple[Tensor, Tensor]:
     if x.dim() == 2:
         return x.unsqueeze(1), g.unsqueeze(1)
     return x.flatten(1, -2), g.flatten(1, -2)
+
+
+def _product_per_unit(x: Tensor, g: Tensor, members: UnitMembers) -> Tensor:
+    """``sum_bt g_bt x_bt'`` over the examples b of each unit, shape (units, O, I)."""
+    sorted_x, sorted_g = (value.index_select(0, members.order).flatten(0, 1) for value in (x, g))
+    rows, start = x.new_zeros(members.units, g.shape[2], x.shape[2]), 0
+    for row, count in zip(rows, members.counts, strict=True):
+        stop = start + count * x.shape[1]
+        if count:
+            torch.mm(sorted_g[start:stop].t(), sorted_x[start:stop], out=row)
+        start = stop
+    return rows
 
 
 def _norm_product(x: Tensor, g: Tensor) -> Term:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms.engines.bookkeeping.scratch import Scratch
+from mechanisms.engines.bookkeeping.unit_members import UnitMembers
 from mechanisms.engines.isolation.isolated import isolated
 from mechanisms.engines.isolation.rows import PLAIN
 from mechanisms.engines.row_clearing import clear_rows_
@@ -165,6 +166,10 @@ class LayerRule(ABC):
     @abstractmethod
     def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
         """Gradients (B, *shape of the parameter) of every wanted parameter."""
+
+    def summed_gradients(self, call: Call, members: UnitMembers) -> Mapping[str, Tensor]:
+        """Gradients (units, *shape of the parameter) of every wanted parameter, summed over each unit's examples."""
+        return {name: members.summed(rows) for name, rows in self.example_gradients(call).items()}
 
     def formulas(self, call: Call) -> Mapping[str, Sequence[Formula]]:
         """The exact formulas for each wanted parameter; by default, only instantiation."""
