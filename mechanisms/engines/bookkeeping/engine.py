@@ -108,6 +108,7 @@ class BookKeepingEngine(Engine):
         self._surveys = 0
         self._scratch = Scratch()
         self._fast_chunk: int | None = None
+        self._most_rows = 0  # of a batch so far
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
@@ -136,6 +137,7 @@ class BookKeepingEngine(Engine):
             return super().clipped_sum(network, loss_fn, batch, clip, out)
 
     def _rows_at_once(self, batch: Batch) -> int | None:
+        self._most_rows = max(self._most_rows, batch.size)
         if not batch.size or (batch.group_ids is not None and self.capacity is not None):
             return self.physical_batch_size
         fast = self._fast_rows(batch.size if self.capacity is None else self.capacity)
@@ -176,7 +178,7 @@ class BookKeepingEngine(Engine):
         sizes, rows = [size for size in (self.physical_batch_size, self._fast_chunk) if size], self.static_rows
         if rows:
             lines.append(f"  static shapes: chunks of {rows} examples, some of weight 0, which changes no number")
-        elif sizes:
+        elif sizes and not 0 < self._most_rows <= min(sizes):
             lines.append(f"  batches are processed in chunks of about {min(sizes)} examples, which changes no number")
         device = next((value.device for value in self._survey.parameters.values()), None)
         verified = self.boundary.isolation != "trust"

@@ -455,3 +455,11 @@ def test_an_example_whose_terms_cancel_respects_the_bound(layer, offset, clip):
         without = engine.clipped_sum(network, nn.MSELoss(), Batch(x[1:], y[1:]), clip).flat_grad.double()
         assert "gram" in engine.explain().lower()
         assert (whole - without).norm() <= clip.norm_bound * 1.0001
+
+
+def test_chunks_are_named_unless_all_batches_fit_into_one(clip):
+    for size, named in ((4, True), (8, False), (10**8, False)):
+        engine = BookKeepingEngine(ClippedUnit(1, 8), size)
+        assert f"in chunks of about {size} examples" in engine.explain()
+        engine.clipped_sum(nn.Linear(4, 3), nn.CrossEntropyLoss(), Batch(torch.randn(8, 4), torch.arange(8) % 3), clip)
+        assert ("in chunks of about" in engine.explain()) == named
