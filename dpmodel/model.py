@@ -196,8 +196,9 @@ class DPModel(ClaimedModel):
         return f"DPModel({', '.join(parts)}, {self.steps_done:,} steps done)"
 
     def __getstate__(self) -> dict[str, Any]:
+        self.claim.read_late()  # a copy has a ledger of its own
         # An engine serves one network, so the next fit chooses again; a copy is not in training.
-        return {**self.__dict__, "_choice": None, "_running": None}
+        return {**self.__dict__, "_choice": None, "_in_training": False}
 
     def fit(
         self,
@@ -235,7 +236,7 @@ class DPModel(ClaimedModel):
         refuse_unknown(unknown, self.fit)
         checks.positive_int(epochs=epochs)
         check_keeper(keeper)
-        if self._running is not None:
+        if self._in_training:
             raise UnprotectedUpdateError("fit was called while this model is training; call it after fit has returned")
         ranks, iterations = current_ranks(), PowerIterations(self.network)
         with (
@@ -385,9 +386,9 @@ class DPModel(ClaimedModel):
 
     @contextmanager
     def _training(self, run: Run, loader: PrivateLoader) -> Iterator[Callable[[], None] | None]:
-        self._running = run
+        self._in_training = True
         claim = self.claim
-        claim.begin(run.violated)
+        claim.begin(run.violated, run.read_late)
         record_training(self.network, claim, self.optimizer)
         drawing = (*loader.sources, self.network, self.loss_fn)
         try:
@@ -397,8 +398,8 @@ class DPModel(ClaimedModel):
             ):
                 yield renew
         finally:
-            claim.end(run.violated)
-            self._running = None
+            claim.end(run.violated, run.read_late)
+            self._in_training = False
 
     def _private_step(self, trial: Trial, iterations: PowerIterations) -> PrivateStep:
         self._choice = trial.choice

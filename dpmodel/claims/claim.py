@@ -48,10 +48,11 @@ class Claim:
         self.result: tuple[tuple[tuple[str, ...], int], int | None] | None = None
         self._trainings = 0
         self._listeners: list[Callable[[str], None]] = []
+        self._witnesses: list[Callable[[], None]] = []
         self._joined: Claim | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_listeners": [], "_trainings": 0, "result": None}
+        return {**self.__dict__, "_listeners": [], "_witnesses": [], "_trainings": 0, "result": None}
 
     @property
     def current(self) -> Claim:
@@ -63,15 +64,31 @@ class Claim:
         """Whether a training is recording on the ledger."""
         return self._trainings > 0
 
-    def begin(self, *listeners: Callable[[str], None]) -> None:
-        """Start a training; ``listeners`` are called immediately with the reason if the claim is violated."""
-        self._trainings += 1
-        self._listeners += listeners
+    def begin(self, listener: Callable[[str], None], witness: Callable[[], None]) -> None:
+        """Start a training.
 
-    def end(self, *listeners: Callable[[str], None]) -> None:
-        """End the training of these ``listeners``."""
+        Args:
+            listener: Called immediately with the reason if the claim is violated.
+            witness: Violates the claim if evidence that is still on its way from a GPU says so; see ``read_late``.
+        """
+        self._trainings += 1
+        self._listeners.append(listener)
+        self._witnesses.append(witness)
+
+    def end(self, listener: Callable[[str], None], witness: Callable[[], None]) -> None:
+        """End the training of this listener and this witness."""
         self._trainings -= 1
-        self._listeners = [known for known in self._listeners if known not in listeners]
+        self._listeners.remove(listener)
+        self._witnesses.remove(witness)
+
+    def read_late(self) -> None:
+        """Hear the witnesses; call it before weights are saved or copied.
+
+        Raises:
+            UnprotectedUpdateError: The weights were changed by something other than dpmodel.
+        """
+        for witness in tuple(self._witnesses):
+            witness()
 
     def violate(self, reason: str) -> None:
         """Record that the claim does not hold, and call the listeners, which write it to disk immediately."""

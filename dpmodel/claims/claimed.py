@@ -37,7 +37,7 @@ class ClaimedModel:
     network: nn.Module
     optimizer: Optimizer
     _claim: Claim
-    _running: Run | None = None
+    _in_training: bool = False
     #: Whether ``fit`` must still announce that it continues with the ledger of an earlier training.
     _continues: bool = False
     #: The last training as its report describes it, and how it ended; None before the first.
@@ -58,11 +58,6 @@ class ClaimedModel:
         if len(self.ledger):
             record_training(self.network, self.claim)
 
-    def read_late(self) -> None:
-        """Call it before the weights are saved: see ``Run.read_late``."""
-        if self._running is not None:
-            self._running.read_late()
-
     @property
     def claim(self) -> Claim:
         """The claim in force for the weights."""
@@ -82,7 +77,7 @@ class ClaimedModel:
 
     @ledger.setter
     def ledger(self, ledger: Ledger) -> None:
-        if self._running is not None:
+        if self._in_training:
             raise UnprotectedUpdateError(
                 "the ledger was replaced while a training records its releases on it; set it before or after fit"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from operator import is_
 from typing import Any
@@ -35,6 +36,21 @@ _Group = tuple[torch.device, torch.dtype]
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of the tensors of one device and type with a snapshot, whose result may still be on a GPU.
+
+    Args:
+        values: The values that were compared, flat; None if a tensor has another type, shape or device by now.
+        group: Device and type.
+        same: One number, 1 if nothing has changed.
+    """
+
+    values: Tensor | None
+    group: _Group
+    same: HostCopy
+
+
 class Snapshot:
     """The values of named tensors when it was taken.
 
@@ -45,8 +61,8 @@ class Snapshot:
 
     Args:
         tensors: Name to tensor. Tensors without a strided layout are compared by identity and version only.
-        partly: Whether to copy, and to compare parts of, tensors that are too large to compare in full; if not, only
-            versions are compared.
+        copied: Whether to copy tensors that are too large to compare in full, so that all of them can be compared, and
+            restored.
 
     Example:
         >>> weight = torch.zeros(3)
@@ -58,22 +74,22 @@ class Snapshot:
         (True, [0.0, 0.0, 0.0])
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, partly: bool = True) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], *, copied: bool = True) -> None:
         self._tensors = dict(tensors)
         self._read = {name: value for name, value in tensors.items() if is_readable(value) and value.numel()}
         held = sum(value.numel() * value.element_size() for value in self._read.values())
         self.compared_in_full = held <= COMPARED_BYTES
         #: Whether any change can be undone.
-        self.copied = self.compared_in_full or (partly and held <= COPIED_BYTES)
+        self.copied = self.compared_in_full or (copied and held <= COPIED_BYTES)
         self._copies: dict[str, Tensor] = {}
         if self.copied and not self.compared_in_full:
             self._copies = {name: torch.empty_like(value.detach()) for name, value in self._read.items()}
         self._kinds = {name: _kind(value) for name, value in self._read.items()}
         self._lengths = {name: self._length(value.numel()) for name, value in self._read.items()}
         self._groups: dict[_Group, list[str]] = {}
-        for name, value in self._read.items() if partly or self.compared_in_full else ():
+        for name, value in self._read.items():
             self._groups.setdefault((value.device, value.dtype), []).append(name)
-        self._flats: dict[str, tuple[int, Tensor]] = {}
+        self._flats: dict[str, tuple[object, Tensor]] = {}
         self.take()
 
     def take(self) -> None:
@@ -120,12 +136,27 @@ class Snapshot:
         differing = [name for name in self._tensors if name not in others and not self._as_kept(name)]
         return others + differing if others or differing else self._by_digest(thorough)
 
-    def comparisons(self) -> list[HostCopy]:
-        """Compare values without waiting for a GPU: 1.0 for each group of tensors whose known entries are the same."""
+    def comparisons(self) -> list[Comparison]:
+        """Compare all known entries without waiting for a GPU."""
         if not self._are_alike():
-            return [HostCopy(torch.zeros(1, device="cpu"))]
-        now = self._gathered()
-        return [HostCopy(_are_same(kept, now[group])) for group, kept in self._stretches.items()]
+            changed = HostCopy(torch.zeros(1, device="cpu"))
+            return [Comparison(None, group, changed) for group in self._groups]
+        kept = self._stretches
+        return [Comparison(now, of, HostCopy(_are_same(kept[of], now))) for of, now in self._gathered().items()]
+
+    def differing(self, compared: Comparison) -> dict[str, Tensor]:
+        """The values of the tensors that had changed at a comparison, flat, as far as they are known."""
+        names = self._groups[compared.group]
+        if compared.values is None:
+            return {name: _flat(self._read[name]) for name in names if _kind(self._read[name]) != self._kinds[name]}
+        parts = zip(names, compared.values.split([self._lengths[name] for name in names]), strict=True)
+        return {name: part for name, part in parts if not _same(part, self._kept_stretch(name))}
+
+    def are_still(self, compared: Comparison) -> bool:
+        """Whether the known entries are those of a comparison."""
+        if compared.values is None or not self._are_alike():
+            return compared.values is None
+        return _same(self._gathered()[compared.group], compared.values)
 
     def restore(self, names: Iterable[str]) -> bool:
         """Restore the values of ``names``; False, and nothing is written, if one of them was not copied."""
@@ -174,7 +205,7 @@ class Snapshot:
         if self.copied:
             copy = self._copy_of(name)
             return copy is not None and _same(value, copy)
-        return not self._groups or _same(self._stretch(name), self._kept_stretch(name))
+        return _same(self._stretch(name), self._kept_stretch(name))
 
     def _copy_of(self, name: str) -> Tensor | None:
         if name in self._read and _kind(self._read[name]) != self._kinds[name]:
@@ -204,18 +235,17 @@ class Snapshot:
     def _stretch(self, name: str) -> Tensor:
         value = self._read[name]
         place, flat = self._flats.get(name, (None, value))
-        if place != value.data_ptr():  # also after `value.data = other`
+        if place != (value.data_ptr(), value.stride()):  # also after `value.data = other`
             flat = _flat(value)
             if flat.data_ptr() == value.data_ptr():
-                self._flats[name] = value.data_ptr(), flat
+                self._flats[name] = (value.data_ptr(), value.stride()), flat
         if self.compared_in_full:
             return flat
         start = self._starts[name]
         return flat[start : start + self._lengths[name]]
 
     def _kept_stretch(self, name: str) -> Tensor:
-        value = self._read[name]
-        group = (value.device, value.dtype)
+        group = self._kinds[name][:2]
         names = self._groups[group]
         start = sum(self._lengths[other] for other in names[: names.index(name)])
         return self._stretches[group][start : start + self._lengths[name]]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dpmodel.claims.weights import claims_of
 from dpmodel.saving.form import restoring
 from dpmodel.saving.nest import pack_nest, unpack_nest
 from dpmodel.saving.optimizer_state import fitting_state
@@ -293,10 +294,12 @@ def architecture_fingerprint(network: nn.Module) -> str:
 
 def _state_of(source: Any, with_digest: bool) -> tuple[nn.Module, CheckpointInfo, Optimizer | None]:
     if isinstance(source, nn.Module):
+        for claim in claims_of(source):
+            claim.read_late()
         return source, CheckpointInfo(architecture_fingerprint(source), type(source).__name__), None
     model = getattr(source, "model", source)
     try:
-        model.read_late()
+        model.claim.read_late()
         info = CheckpointInfo(
             architecture=architecture_fingerprint(model.network),
             network=type(model.network).__name__,

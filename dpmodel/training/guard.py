@@ -80,7 +80,7 @@ class UpdateGuard:
         self._ahead = any(map(costs_a_wait, self.parameters.values()))  # whether the host runs ahead of the device
         self._late = LateComparisons()
         self._trained = Snapshot(self.parameters)
-        self._state = Snapshot(self._optimizer_state(), partly=False)
+        self._state = Snapshot(self._optimizer_state(), copied=False)
         held = sum(value.numel() * value.element_size() for value in self.parameters.values())
         self._digests_each = held <= DIGESTED_BYTES
         _GUARDS.add(self)
@@ -106,7 +106,8 @@ class UpdateGuard:
         self._require_sound()
         self._require_same_values(values=self._compared_in_full and not self._ahead, thorough=self._due)
         if self._ahead:
-            self._late.queue(None, self._state, self._trained, self._fixed)
+            self._late.queue(None, self._trained, self._fixed)
+            self._late.queue(None, self._state, of_optimizer=True)
         self._require_untouched()
 
     @contextmanager
@@ -133,6 +134,8 @@ class UpdateGuard:
             raise
         self.read_late()
         changed = self._changed_tensors(values=not self._ahead, thorough=self._due)
+        if changed and self._ahead:  # to put values back, all must be known
+            changed = self._changed_tensors(thorough=self._due)
         if changed or written:
             found = f"the forward pass changed {listed(map(repr, changed or dict.fromkeys(written)))}"
             # A write without a trace may be from a callback, or from an earlier pass that was not compared in full.
@@ -193,11 +196,7 @@ class UpdateGuard:
         self._remember()
 
     def read_late(self) -> None:
-        """Read the comparisons that are still on their way; call it before weights are saved.
-
-        Raises:
-            UnprotectedUpdateError: One of them found a change.
-        """
+        """Read the comparisons that are still on their way, before weights are saved; raise as ``check`` does."""
         differing = self._late.differing()
         if differing and self._reason is None:
             self._require_explained(differing)
@@ -257,11 +256,13 @@ class UpdateGuard:
     def _require_same_values(self, *, values: bool = True, thorough: bool = False) -> None:
         # A fused optimizer step does not raise versions.
         changed = self._changed(values=values, thorough=thorough or self._steps != self._counted)
+        if changed and self._ahead and not values:  # to take weights takes the optimizer's state, too
+            changed = self._changed(thorough=True)
         if changed:
             self._require_earlier_weights(changed)
 
-    def _require_earlier_weights(self, changed: list[str]) -> None:
-        if self._are_earlier_weights(changed):
+    def _require_earlier_weights(self, changed: list[str], *, undone: bool = False) -> None:
+        if not undone and self._are_earlier_weights(changed):
             self._take()
             return
         when = "before the first step" if self._done is None else "between two private steps"
@@ -278,14 +279,12 @@ class UpdateGuard:
         if in_passes:
             cause = "past torch (by .data or NumPy?): what they keep of the data has no noise and is not accounted for"
             self._refuse(f"values changed during the passes of step {in_passes[0]}", f" {cause}", in_passes[0])
-        of_optimizer = any(one.snapshot is self._state for one in differing)
-        of_network = any(one.snapshot is not self._state for one in differing)
-        changed = self._changed_tensors(thorough=True) if of_network else []
-        changed += self._changed_state(thorough=True) if of_optimizer else []
-        if changed:
-            self._require_earlier_weights(changed)
-        elif of_network:
-            self._refuse("values of the network changed between two private steps", f". {_DECLARE}", self._done or 0)
+        changed = list(dict.fromkeys(name for one in differing for name in one.changed()))
+        undone = any(
+            one.has_been_undone() for one in differing if not one.of_optimizer
+        )  # passes may write to its state
+        if undone or changed:
+            self._require_earlier_weights(changed, undone=undone)
 
     def _refuse(self, found: str, advice: str, step: int) -> NoReturn:
         """Record a violation if there was a release. Before it, everything was verified up to ``step`` at most."""
@@ -330,7 +329,7 @@ class UpdateGuard:
         # A state that was removed or set to zero holds nothing of the data.
         found = [name for name in moved if bool(state[name].any())]
         if moved and not found:
-            self._state = Snapshot(state, partly=False)
+            self._state = Snapshot(state, copied=False)
         return found
 
     def _changed_tensors(self, *, values: bool = True, thorough: bool = False) -> list[str]:
@@ -380,9 +379,10 @@ class UpdateGuard:
 
     def _record(self, found: str, since: int) -> str:
         """Record the violation, and return a sentence about it."""
-        self._reason = f"{found}; not verified since step {since}"
+        reason = f"{found}; not verified since step {since}"
         if self._violated is not None:
-            self._violated(self._reason)
+            self._violated(reason)
+        self._reason = reason
         return f"The privacy claim is void since step {since}: epsilon is infinite. To train again, {FRESH_WEIGHTS}"
 
     def _take_fixed(self) -> None:
@@ -398,7 +398,7 @@ class UpdateGuard:
         if self._state.holds(state):
             self._state.take()
         else:
-            self._state = Snapshot(state, partly=False)
+            self._state = Snapshot(state, copied=False)
         self._counted = self._steps
 
     def _remember(self) -> None:

@@ -5,23 +5,35 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from dpmodel.claims.snapshot import Snapshot
-from mechanisms.engines.host_copy import HostCopy
+from torch import Tensor
+
+from dpmodel.claims.snapshot import Comparison, Snapshot
 
 
 @dataclass(frozen=True)
 class LateComparison:
-    """A queued comparison of a snapshot with the present values.
+    """A queued comparison of a snapshot with the values at that time.
 
     Args:
         snapshot: The snapshot.
+        compared: What the snapshot makes of it.
         step: Number of the step whose passes were queued before it; None if it follows no passes.
-        same: Entries are 1 where nothing has changed.
+        of_optimizer: Whether the values are those of an optimizer, which may be set to zero.
     """
 
     snapshot: Snapshot
+    compared: Comparison
     step: int | None
-    same: HostCopy
+    of_optimizer: bool
+
+    def changed(self) -> dict[str, Tensor]:
+        """The values that had changed, by name; an optimizer's state of zeros holds nothing of the data."""
+        found = self.snapshot.differing(self.compared)
+        return {name: value for name, value in found.items() if not self.of_optimizer or bool(value.any())}
+
+    def has_been_undone(self) -> bool:
+        """Whether the values differ from those at the time of the comparison."""
+        return not self.snapshot.are_still(self.compared)
 
 
 class LateComparisons:
@@ -34,17 +46,18 @@ class LateComparisons:
         >>> late.queue(None, snapshot)
         >>> weight.numpy()[1] = 1.0
         >>> late.queue(0, snapshot)
-        >>> [one.step for one in late.differing()]
-        [0]
+        >>> [(one.step, one.changed()) for one in late.differing()]
+        [(0, {'weight': tensor([0., 1., 0.])})]
     """
 
     def __init__(self) -> None:
         self._unread: deque[LateComparison] = deque()
         self._differing: list[LateComparison] = []
 
-    def queue(self, step: int | None, *snapshots: Snapshot) -> None:
-        """Compare values now, for ``differing`` to read; ``step``: see ``LateComparison``."""
-        self._unread += [LateComparison(one, step, same) for one in snapshots for same in one.comparisons()]
+    def queue(self, step: int | None, *snapshots: Snapshot, of_optimizer: bool = False) -> None:
+        """Compare values now, for ``differing`` to read; see ``LateComparison``."""
+        for snapshot in snapshots:
+            self._unread += [LateComparison(snapshot, each, step, of_optimizer) for each in snapshot.comparisons()]
 
     def differing(self) -> list[LateComparison]:
         """Read all results, and return the comparisons that found a change, until ``forget`` is called.
@@ -52,7 +65,7 @@ class LateComparisons:
         If the reading is interrupted, the next call goes on with it.
         """
         while self._unread:
-            if not all(self._unread[0].same.read()):
+            if not all(self._unread[0].compared.same.read()):
                 self._differing.append(self._unread[0])
             self._unread.popleft()
         return self._differing

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dpmodel.callbacks import CallbackList
+from dpmodel.claims.claim import Claim
 from dpmodel.training.history import History
 from monitors import events, ledger
 
@@ -22,7 +23,7 @@ class FakeRun:
             ledger=self.ledger,
             clip_mech=types.SimpleNamespace(norm_bound=1.5),
             steps_done=first_step,
-            read_late=lambda: None,
+            claim=Claim(self.ledger),
             metrics=types.SimpleNamespace(names=tuple((metrics or [{}])[0])),
         )
         self.history = History(delta=1e-5)

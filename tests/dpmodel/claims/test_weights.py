@@ -292,11 +292,12 @@ def test_a_nested_training_that_shares_weights_records_on_the_outer_ledger(make_
 
 def test_two_trainings_that_both_record_are_not_joined():
     first, second = Claim(), Claim()
-    first.begin()
-    second.begin()
+    training = [].append, list
+    first.begin(*training)
+    second.begin(*training)
     with pytest.raises(UnprotectedUpdateError, match="one after the other"):
         first.join(second)
-    second.end()
+    second.end(*training)
     second.ledger.record(GaussianEvent(2.0))
     assert second.join(first) is first
     assert second.current is first

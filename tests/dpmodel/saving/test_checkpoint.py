@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from dpmodel.claims.claim import Claim
 from dpmodel.nets import LeNet5
 from dpmodel.optimizers import build_optimizer, optimizer_names
 from dpmodel.saving.checkpoint import (
@@ -31,9 +32,7 @@ class FakeModel:
         self.ledger = Ledger().record(GaussianEvent(1.0), 12)
         self.steps_done = 12
         self.clip_mech = type("Clip", (), {"norm_bound": 0.25})()
-
-    def read_late(self):
-        """Nothing is on its way from a GPU."""
+        self.claim = Claim(self.ledger)
 
 
 class Tied(nn.Module):

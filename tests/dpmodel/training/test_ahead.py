@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -151,6 +152,11 @@ class Guarded:
         with self.guard.until_the_end():
             pass
 
+    def move(self):
+        with torch.no_grad():
+            for value in self.network.parameters():
+                value.add_(0.5)
+
     def write(self, by=1.0):
         for value in self.network.parameters():
             value.data += by  # past torch: the version of the tensor stays
@@ -198,6 +204,75 @@ def test_a_write_between_two_steps_is_found_whatever_the_passes_do(width, passes
         guarded.step(2, run)
     assert len(guarded.reasons) == 1
     assert "changed between two private steps" in guarded.reasons[0]
+
+
+@pytest.mark.parametrize("width", [8, 20_000])
+def test_weights_of_an_earlier_step_hide_no_write_to_the_optimizer(width, late_copies):
+    guarded = Guarded(width)
+    of_bias = guarded.optimizer.state[guarded.network[0].bias]
+    guarded.step(0, update=lambda: of_bias.update(momentum_buffer=torch.ones(width)))
+    kept = copy.deepcopy(guarded.network.state_dict())
+    guarded.step(1, update=guarded.move)
+    guarded.network.load_state_dict(kept)
+    of_bias["momentum_buffer"].data.add_(7.0)
+    with pytest.raises(UnprotectedUpdateError, match="momentum_buffer"):
+        guarded.step(2)
+    assert len(guarded.reasons) == 1
+
+
+@pytest.mark.parametrize("width", [8, 20_000])
+def test_passes_that_bring_earlier_weights_back_hide_no_write(width, late_copies):
+    guarded = Guarded(width)
+    guarded.step(0)
+    kept = [value.detach().clone() for value in guarded.network.parameters()]
+    guarded.step(1, update=guarded.move)
+    guarded.write()
+
+    def restore():
+        for value, earlier in zip(guarded.network.parameters(), kept, strict=True):
+            value.data.copy_(earlier)
+
+    with pytest.raises(UnprotectedUpdateError, match="changed between two private steps"):
+        guarded.step(2, restore)
+    assert len(guarded.reasons) == 1
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("width", [8, 20_000])
+def test_a_write_past_torch_to_the_state_of_the_optimizer_is_found(width, late, request):
+    if late:
+        request.getfixturevalue("late_copies")
+    guarded = Guarded(width)
+    state = torch.ones(guarded.network[0].weight.shape)
+    of_weight = guarded.optimizer.state[guarded.network[0].weight]
+    guarded.step(0, update=lambda: of_weight.update(momentum_buffer=state))
+    state.data.add_(5.0)
+    with pytest.raises(UnprotectedUpdateError, match="momentum_buffer"):
+        guarded.step(1)
+    assert len(guarded.reasons) == 1
+
+
+def test_a_transposed_weight_is_a_change(late_copies):
+    guarded = Guarded(4)
+    guarded.step(0)
+    guarded.network[0].weight.data = guarded.network[0].weight.data.t()
+    with pytest.raises(UnprotectedUpdateError, match=r"0\.weight"):
+        guarded.step(1)
+
+
+def test_a_copy_of_a_model_in_training_has_all_evidence(late_copies, make_model, make_data):
+    class Copies(Callback):
+        def on_train_step_end(self, run):
+            if run.step == 3:
+                run.network[0].weight.data += 1.0
+                run._guard._late.queue(2, run._guard._trained)
+                run.network[0].weight.data -= 1.0
+                copy.deepcopy(run.model)
+
+    model = make_model(network_of())
+    with pytest.raises(UnprotectedUpdateError, match="during the passes of step 2"):
+        model.fit(poisson_loader(make_data(), batch_size=16), callbacks=[Copies()])
+    assert model.ledger.violations
 
 
 @pytest.mark.parametrize("width", [8, 20_000])
@@ -282,21 +357,24 @@ def test_values_of_another_kind_void_the_claim(make, late, width, request):
     assert len(guarded.reasons) == 1
 
 
-@pytest.mark.parametrize("source", ["run", "model"])
+@pytest.mark.parametrize("source", ["run", "model", "network", "another model"])
 def test_weights_are_not_saved_before_their_comparisons_are_read(source, late_copies, make_model, make_data, tmp_path):
     file, guards = tmp_path / "some.ckpt", []
 
     class Saves(Callback):
         def on_train_step_end(self, run):
-            if run.step == 3:  # as if the passes of this step had written
+            if run.step == run.first_step + 3:  # as if the passes of this step had written
                 guards.append(run._guard)
                 snapshot = run._guard._trained
                 run.network[0].weight.data += 1.0
                 run._guard._late.queue(2, snapshot)
                 run.network[0].weight.data -= 1.0
-                save_checkpoint(file, run if source == "run" else run.model)
+                sources = {"run": run, "model": run.model, "network": run.network, "another model": other}
+                save_checkpoint(file, sources[source])
 
     model = make_model(network_of())
+    model.fit(poisson_loader(make_data(), batch_size=16), epochs=1)
+    other = make_model(model.network)
     with pytest.raises(UnprotectedUpdateError, match="during the passes of step 2"):
         model.fit(poisson_loader(make_data(), batch_size=16), callbacks=[Saves()])
     assert guards
