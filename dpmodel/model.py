@@ -17,7 +17,7 @@ from dpmodel.augmentation import Augmentation
 from dpmodel.callbacks.base import CallbackList
 from dpmodel.claims.claimed import ClaimedModel
 from dpmodel.claims.verification import verified_by
-from dpmodel.claims.weights import record_result, record_training
+from dpmodel.claims.weights import read_late, record_result, record_training
 from dpmodel.data.inference import INFERENCE_BATCH, evaluation_batches, predictions
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.stream import require_one_pass
@@ -196,7 +196,7 @@ class DPModel(ClaimedModel):
         return f"DPModel({', '.join(parts)}, {self.steps_done:,} steps done)"
 
     def __getstate__(self) -> dict[str, Any]:
-        self.claim.read_late()  # a copy has a ledger of its own
+        read_late(self.network)  # a copy has a ledger of its own
         # An engine serves one network, so the next fit chooses again; a copy is not in training.
         return {**self.__dict__, "_choice": None, "_in_training": False}
 

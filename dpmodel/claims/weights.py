@@ -139,6 +139,16 @@ def claims_of(network: nn.Module, optimizer: Optimizer | None = None, *others: A
     return explained[:1] or claims
 
 
+def read_late(network: nn.Module) -> None:
+    """Hear the witnesses of the trainings of ``network`` that run now; call it before its weights are saved or copied.
+
+    Raises:
+        UnprotectedUpdateError: The weights were changed by something other than dpmodel.
+    """
+    for claim in dict.fromkeys(claim.current for entry in _entries(network) for claim in entry.claims):
+        claim.read_late()
+
+
 def is_trained_privately(network: nn.Module) -> bool:
     """Whether all that ``network`` computes with is what private trainings in this process left.
 

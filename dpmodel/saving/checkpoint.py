@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dpmodel.claims.weights import claims_of
+from dpmodel.claims.weights import read_late
 from dpmodel.saving.form import restoring
 from dpmodel.saving.nest import pack_nest, unpack_nest
 from dpmodel.saving.optimizer_state import fitting_state
@@ -294,12 +294,11 @@ def architecture_fingerprint(network: nn.Module) -> str:
 
 def _state_of(source: Any, with_digest: bool) -> tuple[nn.Module, CheckpointInfo, Optimizer | None]:
     if isinstance(source, nn.Module):
-        for claim in claims_of(source):
-            claim.read_late()
+        read_late(source)
         return source, CheckpointInfo(architecture_fingerprint(source), type(source).__name__), None
     model = getattr(source, "model", source)
     try:
-        model.claim.read_late()
+        read_late(model.network)
         info = CheckpointInfo(
             architecture=architecture_fingerprint(model.network),
             network=type(model.network).__name__,

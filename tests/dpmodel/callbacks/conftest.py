@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from dpmodel.callbacks import CallbackList
-from dpmodel.claims.claim import Claim
 from dpmodel.training.history import History
 from monitors import events, ledger
 
@@ -23,7 +22,6 @@ class FakeRun:
             ledger=self.ledger,
             clip_mech=types.SimpleNamespace(norm_bound=1.5),
             steps_done=first_step,
-            claim=Claim(self.ledger),
             metrics=types.SimpleNamespace(names=tuple((metrics or [{}])[0])),
         )
         self.history = History(delta=1e-5)

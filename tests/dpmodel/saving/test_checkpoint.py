@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from dpmodel.claims.claim import Claim
 from dpmodel.nets import LeNet5
 from dpmodel.optimizers import build_optimizer, optimizer_names
 from dpmodel.saving.checkpoint import (
@@ -32,7 +31,6 @@ class FakeModel:
         self.ledger = Ledger().record(GaussianEvent(1.0), 12)
         self.steps_done = 12
         self.clip_mech = type("Clip", (), {"norm_bound": 0.25})()
-        self.claim = Claim(self.ledger)
 
 
 class Tied(nn.Module):
