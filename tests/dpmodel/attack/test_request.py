@@ -237,7 +237,6 @@ def test_without_noise_members_are_found_and_with_noise_the_ledger_holds():
     noisy = {**LEARNT, "privacy": {"noise_multiplier": 6.0}, "training": {"epochs": 10, "batch_size": 30}}
     private = attack(make_config(noisy), shadows=8, rates=[0.01], jobs=1)
     assert private.ok, private.verdict
-    assert all(measure.value < measure.limit for measure in private.measures)
     assert private.measure("lira").value < exposed.measure("lira").low
 
 
