@@ -278,11 +278,10 @@ class UpdateGuard:
         in_passes = [one.step for one in differing if one.step is not None]
         if in_passes:
             cause = "past torch (by .data or NumPy?): what they keep of the data has no noise and is not accounted for"
-            self._refuse(f"values changed during the passes of step {in_passes[0]}", f" {cause}", in_passes[0])
+            self._refuse(f"values changed during the passes of step {in_passes[0]}", f", {cause}", in_passes[0])
         changed = list(dict.fromkeys(name for one in differing for name in one.changed()))
-        undone = any(
-            one.has_been_undone() for one in differing if not one.of_optimizer
-        )  # passes may write to its state
+        # Passes may write to the state of an optimizer that keeps views of the sum.
+        undone = any(one.has_been_undone() for one in differing if not one.of_optimizer)
         if undone or changed:
             self._require_earlier_weights(changed, undone=undone)
 

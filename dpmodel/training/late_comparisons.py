@@ -62,7 +62,7 @@ class LateComparisons:
     def differing(self) -> list[LateComparison]:
         """Read all results, and return the comparisons that found a change, until ``forget`` is called.
 
-        If the reading is interrupted, the next call goes on with it.
+        After an interruption, the next call continues to read.
         """
         while self._unread:
             if not all(self._unread[0].compared.same.read()):

@@ -65,6 +65,7 @@ class EpochProgress:
     def losses(self) -> list[float]:
         """Training loss of each step so far; NaN if no example was drawn. On a GPU, the host waits for the last one."""
         while self._tallies:
+            self._tallies[0].read()  # the host may be interrupted while it waits
             self._losses.append(self._tallies.popleft().loss)
         return self._losses
 

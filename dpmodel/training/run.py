@@ -114,7 +114,7 @@ class Run:
 
     @property
     def recent_loss(self) -> float | None:
-        """``loss``, or that of the step before if a GPU has not sent it yet; the host does not wait."""
+        """``loss``; on a GPU, the last one known without waiting, which may be that of the step before."""
         private_value_read("the training loss")
         late = self._tally is not None and self._tally.is_late
         tally = self._tally_before if late else self._tally
