@@ -394,3 +394,18 @@ def test_an_epoch_reads_its_losses_once_they_have_arrived(late_copies):
     assert [copy.unread for copy in late_copies] == [False, True, True]
     assert progress.losses == [0.0, 0.5, 1.0, math.inf]
     assert progress.state_dict()["losses"].tolist() == progress.losses
+
+
+def test_an_interruption_while_the_host_waits_loses_no_loss(late_copies, monkeypatch):
+    progress, read = EpochProgress(), HostCopy.read
+    for step in range(2):
+        progress.add(Tally(1, [HostCopy(torch.tensor([float(step), 0.0]))]))
+
+    def interrupted(self):
+        monkeypatch.setattr(HostCopy, "read", read)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HostCopy, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        progress.state_dict()
+    assert progress.losses == [0.0, 1.0]
