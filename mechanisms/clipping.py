@@ -92,6 +92,15 @@ class ClipMechanism(ABC):
             Factors of the same shape, each at least 0.
         """
 
+    def constants(self, blocks: int) -> tuple[float, ...] | None:
+        """All that ``factors`` depends on besides the norms of ``blocks`` blocks; None if that is not known.
+
+        On a GPU, factors with known constants are recorded with the pass (``cuda_graphs``), and recorded again if the
+        constants change. A subclass that overrides ``factors`` must override this method too, or it counts as None.
+        """
+        del blocks
+        return None
+
     def event(self, step: int, unit: ClippedUnit) -> PrivacyEvent | None:
         """What the mechanism itself releases at ``step``; None if it releases nothing."""
         del step, unit
@@ -125,6 +134,17 @@ class ClipMechanism(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state returned by ``state_dict``."""
         self.start(state["norm_bound"])
+
+
+def constants_of(clip: ClipMechanism, blocks: int) -> tuple[float, ...] | None:
+    """The constants that a mechanism states for its own ``factors``; None if it states none, or for others only."""
+    stated = next(each for each in type(clip).__mro__ if "constants" in vars(each))
+    overridden = "factors" in vars(clip) or not issubclass(stated, _owner(clip))
+    return None if overridden else clip.constants(blocks)
+
+
+def _owner(clip: ClipMechanism) -> type:
+    return next(each for each in type(clip).__mro__ if "factors" in vars(each))
 
 
 def beside(norms: torch.Tensor, bounds: Sequence[float]) -> torch.Tensor:
@@ -165,6 +185,10 @@ class Fixed(ClipMechanism):
         """``min(1, bound / norm)``, shape (units, 1)."""
         return shrink(norms, self.block_bounds(norms.shape[1]))
 
+    def constants(self, blocks: int) -> tuple[float, ...]:
+        """The bounds."""
+        return tuple(self.block_bounds(blocks))
+
 
 @CLIP.register("Automatic")
 class Automatic(ClipMechanism):
@@ -193,6 +217,10 @@ class Automatic(ClipMechanism):
         """``bound / (norm + stability)``, shape (units, 1)."""
         return beside(norms, self.block_bounds(norms.shape[1])) / (norms + self.stability)
 
+    def constants(self, blocks: int) -> tuple[float, ...]:
+        """The bounds, and the stability."""
+        return *self.block_bounds(blocks), self.stability
+
 
 @CLIP.register("PerLayer")
 class PerLayer(ClipMechanism):
@@ -217,3 +245,7 @@ class PerLayer(ClipMechanism):
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """``min(1, block bound / block norm)``, shape (units, blocks)."""
         return shrink(norms, self.block_bounds(norms.shape[1]))
+
+    def constants(self, blocks: int) -> tuple[float, ...]:
+        """The bounds of the blocks."""
+        return tuple(self.block_bounds(blocks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from operator import is_
 from typing import ClassVar
@@ -13,8 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
-from mechanisms.clipping import ClipMechanism
-from mechanisms.engines.base import ENGINES, ONE_AT_A_TIME, ClippedSum, Engine, PartialSum, bounded_factors
+from mechanisms.clipping import ClipMechanism, constants_of
+from mechanisms.engines.base import (
+    ENGINES,
+    ONE_AT_A_TIME,
+    ClippedSum,
+    Engine,
+    PartialSum,
+    block_bounds_of,
+    bounded_factors,
+)
 from mechanisms.engines.batch import Batch, costs_a_wait
 from mechanisms.engines.bookkeeping.formulas import FormulaBook
 from mechanisms.engines.bookkeeping.graphs import PassGraphs, PassParts, cannot_replay, place_of, shapes_of
@@ -202,11 +211,13 @@ class BookKeepingEngine(Engine):
             return PartialSum(norms, HostCopy(counts(norms, like, batch.real)))
         parts = PassParts(
             partial(self._terms_of_pass, network, losses, blocks, layout),
-            lambda norms: bounded_factors(norms, clip, layout.size, batch.real),
+            lambda norms, real: bounded_factors(norms, clip, layout.size, real),
             partial(self._add, blocks, layout, total),
             total,
         )
         key = self._recording_key(batch, blocks, total)
+        if key is not None:
+            parts = replace(parts, constants=_constants_of_factors(clip, max(blocks) + 1))
         return PartialSum(*self.graphs.run(key, parts, batch, self.boundary))
 
     def _terms_of_pass(
@@ -275,6 +286,14 @@ class BookKeepingEngine(Engine):
         self._known, self._structure = ref(network), structure
         on_cpu = all(value.device.type == "cpu" for value in self._parameters)
         self._fast_chunk = _cache_friendly_chunk(self._survey) if on_cpu else None
+
+
+def _constants_of_factors(clip: ClipMechanism, blocks: int) -> tuple[float, ...] | None:
+    """All that ``bounded_factors`` depends on besides norms and fillers; None if it is not known or not recorded."""
+    bounds, stated = block_bounds_of(clip, blocks), constants_of(clip, blocks)
+    if stated is None or len(set(bounds)) > 1:  # different bounds are copied from the host
+        return None
+    return *bounds, *stated
 
 
 def _structure(network: nn.Module) -> list[object]:

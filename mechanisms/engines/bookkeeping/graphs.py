@@ -4,11 +4,9 @@ A pass on a GPU launches hundreds of small kernels, and Python may need longer t
 A pass that equals an earlier one in everything but its data launches the same kernels on the same memory, so they are
 recorded once and replayed from then on.
 
-The clip factors are not recorded: clip mechanisms are Python code, and their bound may change from step to step. So a
-pass is recorded in two parts, from the examples to the norms, and from the factors to the clipped sum.
-
-References:
-    Gray 2019, "Getting Started with CUDA Graphs" (NVIDIA).
+Clip mechanisms are Python code. If all that their factors depend on besides the norms is known, and constant, a pass is
+recorded as a whole. Otherwise the factors are not recorded, and a pass has two recordings: from the examples to the
+norms, and from the factors to the clipped sum.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mechanisms.engines.batch import Batch, all_tensors, map_tensors
+from mechanisms.engines.cuda_graphs import Record, as_cuda_graphs
 from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.state.pass_boundary import PassBoundary
 from mechanisms.engines.state.python_state import PythonState
@@ -36,9 +35,6 @@ KEPT = 2
 #: Largest relative difference between a pass and its first replay: the order of additions may differ.
 ROUNDING = 0.01
 
-#: Runs a function once while recording its kernels, and returns the function that replays them.
-Record = Callable[[Callable[[], None]], Callable[[], None]]
-
 
 @dataclass(frozen=True)
 class PassParts:
@@ -46,21 +42,23 @@ class PassParts:
 
     Args:
         norms_of: From a batch to the terms of its clipped sum, the norms (units, blocks) and the counts.
-        factors_of: From the norms to the clip factors, both (units, blocks). Never recorded.
+        factors_of: From the norms and ``batch.real`` to the clip factors; norms and factors have shape (units, blocks).
         add: Adds the clipped sum of the terms, given the factors, to ``total``.
         total: Shape (P,).
+        constants: All that ``factors_of`` depends on besides the norms; None if that is not known.
     """
 
     norms_of: Callable[[Batch], tuple[Any, Tensor, Tensor]]
-    factors_of: Callable[[Tensor], Tensor]
+    factors_of: Callable[[Tensor, Tensor | None], Tensor]
     add: Callable[[Any, Tensor], None]
     total: Tensor
+    constants: Hashable = None
 
     def run(self, batch: Batch) -> tuple[Tensor, HostCopy]:
         """Run the pass; return the norms and the counts."""
         terms, norms, found = self.norms_of(batch)
         counts = HostCopy(found)
-        self.add(terms, self.factors_of(norms))
+        self.add(terms, self.factors_of(norms, batch.real))
         return norms, counts
 
 
@@ -72,9 +70,10 @@ class RecordedPass:
         batch: A batch of the shapes to come, with memory of its own; later batches are copied into it.
         norms: Norms of an equal pass.
         record: Records a function.
+        whole: Record the factors too.
     """
 
-    def __init__(self, parts: PassParts, batch: Batch, norms: Tensor, record: Record) -> None:
+    def __init__(self, parts: PassParts, batch: Batch, norms: Tensor, record: Record, *, whole: bool) -> None:
         self._batch, self._factors = batch, torch.zeros_like(norms)
         self._norms, self._counts = torch.zeros_like(norms), norms.new_zeros(2, dtype=torch.float64)
         terms: list[Any] = []
@@ -89,15 +88,25 @@ class RecordedPass:
             # Without the terms, the tensors of a pass can be reached by its replay only.
             parts.add(terms.pop(), self._factors)
 
-        self._to_norms, self._from_factors = record(to_norms), record(from_factors)
+        def all_of_it() -> None:
+            to_norms()
+            self._factors.copy_(parts.factors_of(self._norms, self._batch.real))
+            from_factors()
+
+        self._whole = record(all_of_it) if whole else None
+        if self._whole is None:
+            self._to_norms, self._from_factors = record(to_norms), record(from_factors)
 
     def run(self, parts: PassParts, batch: Batch) -> tuple[Tensor, HostCopy]:
         """Replay the pass on a batch, with the current factors; return the norms and the counts."""
         for held, value in zip(_tensors(self._batch), _tensors(batch), strict=True):
             held.copy_(value, non_blocking=True)
+        if self._whole is not None:
+            self._whole()
+            return self._norms.clone(), HostCopy(self._counts)
         self._to_norms()
         norms, counts = self._norms.clone(), HostCopy(self._counts)
-        self._factors.copy_(parts.factors_of(norms))
+        self._factors.copy_(parts.factors_of(norms, batch.real))
         self._from_factors()
         return norms, counts
 
@@ -124,6 +133,7 @@ class PassGraphs:
         self._record = record
         self._kept: OrderedDict[Hashable, RecordedPass] = OrderedDict()
         self._last: Hashable = None
+        self._last_constants: Hashable = None
         self._equal = 0
 
     def records_on(self, device: torch.device) -> bool:
@@ -142,10 +152,10 @@ class PassGraphs:
         Returns:
             The norms (units, blocks) and the counts.
         """
-        known = None if key is None else self._kept.get(key)
-        if known is not None:
-            self._kept.move_to_end(key)
-            return known.run(parts, batch)
+        for place in () if key is None else ((key, parts.constants), (key, None)):
+            if place in self._kept:
+                self._kept.move_to_end(place)
+                return self._kept[place].run(parts, batch)
         due = key is not None and key == self._last and self._equal >= EQUAL_PASSES
         before = parts.total.clone() if due else None
         with boundary.around(batch):
@@ -153,7 +163,7 @@ class PassGraphs:
         if due and before is not None and boundary.varies is None:
             self._make(key, parts, batch, boundary, before, found)
         elif key is not None:
-            self._note(key, boundary.varies)
+            self._note(key, parts.constants, boundary.varies)
         return found
 
     def refuse(self, reason: str) -> None:
@@ -164,7 +174,7 @@ class PassGraphs:
     def forget(self) -> None:
         """Drop all recordings, and free their memory."""
         self._kept.clear()
-        self._last, self._equal = None, 0
+        self._last, self._last_constants, self._equal = None, None, 0
 
     def words(self, device: torch.device | None) -> str | None:
         """How passes are launched, in words; None if there is nothing to say."""
@@ -176,12 +186,12 @@ class PassGraphs:
             return f"passes are not replayed as CUDA graphs: {self.refusal}"
         return f"passes are replayed as CUDA graphs once {EQUAL_PASSES} in a row were equal in all but their data"
 
-    def _note(self, key: Hashable, varies: str | None) -> None:
+    def _note(self, key: Hashable, constants: Hashable, varies: str | None) -> None:
         """Note a pass that was not recorded, and why the next one with the same key may differ, if it may."""
         if varies is not None:
             self.refuse(varies)
         self._equal = self._equal + 1 if key == self._last else 1
-        self._last = key
+        self._last, self._last_constants = key, constants
 
     def _make(
         self,
@@ -194,10 +204,11 @@ class PassGraphs:
     ) -> None:
         """Record a pass that has just run: it added to ``before`` and gave ``found``."""
         total, expected = parts.total, parts.total.clone()
+        whole = parts.constants is not None and parts.constants == self._last_constants
         own = _reversed(batch)  # a replay that read this batch instead of the next one would show at once
         try:
             with boundary.around(own, watched=True):  # a tensor that escaped would show all batches to come
-                made = RecordedPass(parts, own, found[0], (self._record or _cuda_graphs)())
+                made = RecordedPass(parts, own, found[0], (self._record or as_cuda_graphs)(), whole=whole)
         except UnprotectedUpdateError:
             raise
         except Exception as error:  # whatever in the network or in PyTorch cannot be recorded
@@ -218,7 +229,7 @@ class PassGraphs:
             self.refuse("the first replay differed from the pass")
             return
         self.recorded += 1
-        self._kept[key] = made
+        self._kept[key, parts.constants if whole else None] = made
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
 
@@ -267,17 +278,3 @@ def _close(found: Tensor, expected: Tensor) -> bool:
         return False
     found, expected = (torch.where(finite, value, 0.0) for value in (found, expected))
     return float((found - expected).norm()) <= ROUNDING * float(expected.norm())
-
-
-def _cuda_graphs() -> Record:
-    """Records functions as CUDA graphs with a common pool of memory."""
-    pool = torch.cuda.graph_pool_handle()
-
-    def record(function: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, such as those of a data loader, may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            function()
-        return graph.replay
-
-    return record

@@ -19,59 +19,17 @@ from mechanisms.engines.state.python_state import PythonState
 from mechanisms.engines.views import Views
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnprotectedUpdateError
-
-UNIT, LOSS = ClippedUnit(1, 4), nn.CrossEntropyLoss()
-
-
-def rerun():
-    """Stands in for CUDA graphs on a CPU: a replay runs the recorded function again."""
-    return lambda function: function
-
-
-def recording(**options):
-    engine = BookKeepingEngine(UNIT, **options)
-    engine.graphs = PassGraphs(record=rerun)
-    return engine
-
-
-def images(size, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(torch.randn(size, 1, 6, 6, generator=generator), torch.randint(3, (size,), generator=generator))
-
-
-def network_of(*middle):
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), *middle, nn.Flatten(), nn.Linear(64, 3))
-
-
-def memory_of(network):
-    return torch.zeros(sum(value.numel() for value in network.parameters()))
-
-
-def started(name="Fixed", bound=0.5):
-    clip = CLIP.create(name)
-    clip.start(bound)
-    return clip
-
-
-def steps(engine, network, count, *, size=4, clip=None, between=None, loss_fn=LOSS, total=None):
-    """Sums of ``count`` steps on different batches, into the same vector as in training."""
-    clip, total, found = clip or started(), memory_of(network) if total is None else total, []
-    for step in range(count):
-        if between:
-            between(step)
-        sizes = size(step) if callable(size) else size
-        summed = engine.clipped_sum(network, loss_fn, images(sizes, step), clip, total)
-        found.append((summed.flat_grad.clone(), summed.norms, summed.loss, summed.rejected))
-    return found
-
-
-def require_equal(found, expected):
-    for (grad, norms, loss, rejected), (grad_2, norms_2, loss_2, rejected_2) in zip(found, expected, strict=True):
-        torch.testing.assert_close(grad, grad_2, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(norms, norms_2, rtol=1e-5, atol=1e-6)
-        assert loss == pytest.approx(loss_2, rel=1e-5, nan_ok=True)
-        assert rejected == rejected_2
+from tests.mechanisms.engines.bookkeeping.recordings import (
+    LOSS,
+    UNIT,
+    images,
+    memory_of,
+    network_of,
+    recording,
+    require_equal,
+    started,
+    steps,
+)
 
 
 @pytest.mark.parametrize("clip_name", CLIP.names())
@@ -343,21 +301,23 @@ def test_a_replay_that_reads_an_earlier_batch_is_noticed(monkeypatch):
     require_equal(found, steps(BookKeepingEngine(UNIT), network, 6))
 
 
-def test_a_replay_that_adds_nothing_is_noticed():
+@pytest.mark.parametrize(("clip_name", "recordings"), [("Fixed", 1), ("Gaussian", 2)])
+def test_a_replay_that_adds_nothing_is_noticed(clip_name, recordings):
     parts = []
 
     def empty():
         def record(function):
             parts.append(function)
-            return function if len(parts) % 2 else lambda: None
+            return function if len(parts) < recordings else lambda: None
 
         return record
 
     engine, network = recording(), network_of()
     engine.graphs = PassGraphs(record=empty)
-    found = steps(engine, network, 6)
+    found = steps(engine, network, 6, clip=started(clip_name))
+    assert len(parts) == recordings
     assert engine.graphs.refusal == "the first replay differed from the pass"
-    require_equal(found, steps(BookKeepingEngine(UNIT), network, 6))
+    require_equal(found, steps(BookKeepingEngine(UNIT), network, 6, clip=started(clip_name)))
 
 
 def test_a_recording_that_fails_leaves_the_passes_as_they_are():
