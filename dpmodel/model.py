@@ -41,7 +41,6 @@ from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, ONE_AT_A_TIME
 from mechanisms.engines.batch import first_tensor
 from mechanisms.engines.bookkeeping.engine import PRECISIONS
-from mechanisms.engines.choose import Choice
 from mechanisms.engines.modes import plain_modes
 from mechanisms.engines.power_iterations import PowerIterations
 from mechanisms.engines.probing import inference, mode
@@ -59,6 +58,8 @@ if TYPE_CHECKING:
     from dpmodel.runs.recorder import RunRecorder
     from dpmodel.saving.record import ReleaseRecord
     from dpmodel.saving.state import TrainingState
+    from dpmodel.training.update_graph import UpdateGraph
+    from mechanisms.engines.choose import Choice
 
 
 class DPModel(ClaimedModel):
@@ -91,9 +92,8 @@ class DPModel(ClaimedModel):
         static_shapes: Pass the same number of examples through the network each time: rows of weight 0 make up for what
             was not drawn, and a larger draw takes several passes. It changes no result. ``"auto"``: if passes can be
             replayed as CUDA graphs.
-        cuda_graphs: On a GPU, replay passes that are equal in all but their data as CUDA graphs (engine
-            ``"bookkeeping"``). Code of the network and the loss does not run in a replay; ``explain_engine()`` says
-            whether passes are replayed, and why not.
+        cuda_graphs: On a GPU, replay passes and updates that are equal in all but their data as CUDA graphs (engine
+            ``"bookkeeping"``), without the code of network, loss and optimizer; ``explain_engine()`` says when not.
         isolation: ``"verified"``: network and loss see one example at a time, and their Python state is restored after
             each pass; a network that keeps something of an example elsewhere is refused. ``"trust"`` trains it too,
             and marks the ledger and the report "isolation not verified".
@@ -184,7 +184,7 @@ class DPModel(ClaimedModel):
         self.metrics_asked = metrics is not None
         self._claim_weights(ledger)
         self.steps_done = 0
-        self._choice: Choice | None = None
+        self._choice: tuple[Choice, UpdateGraph] | None = None
         require_agreement(self.noise_mech, norm_bound)
         self.norm_bound = float(norm_bound)
         self.clip_mech.start(norm_bound)
@@ -313,8 +313,9 @@ class DPModel(ClaimedModel):
         """Which engine computes the clipped sums, why, and how it treats each layer; known after ``fit``."""
         if self._choice is None:
             return "the engine is chosen when fit sees the first examples"
-        engine = self._choice.engine
-        return "\n".join([self._choice.reason, engine.explain_isolation(), engine.explain()])
+        choice, updates = self._choice
+        parts = choice.reason, choice.engine.explain_isolation(), choice.engine.explain(), *updates.words(self.device)
+        return "\n".join(parts)
 
     def _begin(
         self, loader: PrivateLoader, *, epochs: int, keepers: list[ReleaseRecord | Follower], listeners: CallbackList
@@ -377,7 +378,7 @@ class DPModel(ClaimedModel):
                 self._state_claim(run)
                 loop()
             finally:
-                loop.step.engine.release()  # per-example gradients do not outlive the training
+                loop.step.release()  # per-example gradients do not outlive the training
                 with suppress(UnprotectedUpdateError):  # ``until_the_end`` raises it
                     run.read_late()  # callbacks may save the weights
                 loop.listeners.notify("on_train_end", run)
@@ -402,12 +403,11 @@ class DPModel(ClaimedModel):
             self._in_training = False
 
     def _private_step(self, trial: Trial, iterations: PowerIterations) -> PrivateStep:
-        self._choice = trial.choice
         guard = UpdateGuard(self.network, self.optimizer, self.loss_fn, self.claim.violate)
         trial.run.guarded_by(guard)
-        trained = self.network, self.loss_fn, self.optimizer
-        plan, ranks = trial.run.plan, trial.run.ranks
-        step = PrivateStep(*trained, trial.engine, plan, self.ledger, guard, trial.padding, iterations, ranks)
+        trained = self.network, self.loss_fn, self.optimizer, trial.engine, trial.run.plan, self.ledger
+        step = PrivateStep(*trained, guard, trial.padding, iterations, trial.run.ranks)
+        self._choice = trial.choice, step.update.graph
         self.claim.verified(verified_by(step))
         return step
 

@@ -136,17 +136,6 @@ class ClipMechanism(ABC):
         self.start(state["norm_bound"])
 
 
-def constants_of(clip: ClipMechanism, blocks: int) -> tuple[float, ...] | None:
-    """The constants that a mechanism states for its own ``factors``; None if it states none, or for others only."""
-    stated = next(each for each in type(clip).__mro__ if "constants" in vars(each))
-    overridden = "factors" in vars(clip) or not issubclass(stated, _owner(clip))
-    return None if overridden else clip.constants(blocks)
-
-
-def _owner(clip: ClipMechanism) -> type:
-    return next(each for each in type(clip).__mro__ if "factors" in vars(each))
-
-
 def beside(norms: torch.Tensor, bounds: Sequence[float]) -> torch.Tensor:
     """The bounds, shape (blocks,), on the device of ``norms``, for which the host does not wait."""
     if len(set(bounds)) == 1:

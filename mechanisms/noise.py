@@ -140,6 +140,20 @@ class NoiseMechanism(ABC):
         noise = self.sample(summed.flat_grad.numel(), step).mul_(summed.norm_bound)
         return summed.flat_grad.add_(noise.to(summed.flat_grad))
 
+    def added_scale(self, step: int, norm_bound: float) -> float | None:
+        """Standard deviation of the numbers that ``add`` adds, if they are as follows; otherwise None.
+
+        They are independent normal numbers of ``generator``, and ``add`` does nothing else. On a GPU, they are then
+        recorded with the update (``cuda_graphs``). A subclass that overrides ``add`` must override this method too, or
+        it counts as None.
+
+        Args:
+            step: Step number, from 0.
+            norm_bound: The bound in force.
+        """
+        del step, norm_bound
+        return None
+
 
 class ScheduledGaussian(NoiseMechanism):
     """Gaussian noise whose multiplier follows ``self.schedule``."""
@@ -161,6 +175,10 @@ class ScheduledGaussian(NoiseMechanism):
     def add(self, summed: ClippedSum, step: int) -> torch.Tensor:
         """The private release, as in the base class, but without a second array of the model's size."""
         return self.generator.add_normal_(summed.flat_grad, self.schedule(step) * summed.norm_bound)
+
+    def added_scale(self, step: int, norm_bound: float) -> float:
+        """``noise_multiplier(step) * norm_bound``."""
+        return self.schedule(step) * norm_bound
 
 
 @NOISE.register("Gaussian")

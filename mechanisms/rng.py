@@ -161,7 +161,7 @@ class SecureGenerator:
         if rate == 1.0:
             return torch.ones(count, dtype=torch.bool, device=device)
         if device.type == "cuda":
-            return self._on(device).coins(count, _threshold(rate))
+            return self.stream_on(device).coins(count, _threshold(rate))
         return torch.from_numpy(self.words(count) < np.uint64(_threshold(rate))).to(device)
 
     def integers(self, high: int, count: int) -> np.ndarray:
@@ -214,7 +214,7 @@ class SecureGenerator:
         import torch
 
         if target.device.type == "cuda":
-            return self._on(target.device).add_normal_(target, scale)
+            return self.stream_on(target.device).add_normal_(target, scale)
         scale = float(scale)
         if target.device.type != "cpu":
             return target.add_(self.normal(target.numel(), target.dtype, scale).to(target.device))
@@ -250,7 +250,7 @@ class SecureGenerator:
         self._position += count
         return self._stream.update(bytes(count))
 
-    def _on(self, device: torch.device) -> DeviceStream:
+    def stream_on(self, device: torch.device) -> DeviceStream:
         """The stream of a device, created at first use."""
         import torch
 

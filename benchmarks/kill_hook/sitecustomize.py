@@ -18,20 +18,20 @@ _run = ""
 
 
 def trace_steps(module: ModuleType) -> None:
-    """Let the private step of ``dpmodel.training.step`` write the trace."""
-    descend = module.PrivateStep._descend
+    """Let the update of ``dpmodel.training.update`` write the trace."""
+    update = module.Update.__call__
 
-    @functools.wraps(descend)
-    def traced(self: Any, gradient: Any, step: int) -> None:
+    @functools.wraps(update)
+    def traced(self: Any, summed: Any, step: int) -> None:
         rank = os.environ.get("RANK", "0")
         path = f"{os.environ['KILLS_TRACE']}/{os.environ['KILLS_START']}-{rank}-{os.getpid()}.jsonl"
         line = json.dumps({"run": _run, "event": self.plan.event(step).to_dict()}) + "\n"
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(handle, line.encode())
         os.close(handle)
-        descend(self, gradient, step)
+        update(self, summed, step)
 
-    module.PrivateStep._descend = traced
+    module.Update.__call__ = traced
 
 
 def name_runs(module: ModuleType) -> None:
@@ -51,7 +51,7 @@ class _Finder:
     """Changes two modules of dpmodel when they are imported."""
 
     changes: ClassVar[dict[str, Callable[[ModuleType], None]]] = {
-        "dpmodel.training.step": trace_steps,
+        "dpmodel.training.update": trace_steps,
         "dpmodel.runs.train": name_runs,
     }
 

@@ -184,7 +184,7 @@ class AuditedTraining:
             "clipping": repr(model.clip_mech),
             "unit": plan.unit.describe(),
             "sampling": sampler.describe(),
-            "engine": choice.engine.name if choice is not None else model.engine,
+            "engine": model.engine if choice is None else choice[0].engine.name,
             "optimizer": type(model.optimizer).__name__,
             "rows": f"{plan.rows - plan.canaries:,} ordinary and {plan.canaries:,} canaries",
             "steps": f"{plan.steps}, interrupted and resumed after {plan.steps // 2}",

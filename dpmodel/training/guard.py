@@ -439,10 +439,11 @@ class UpdateGuard:
 _GUARDS: weakref.WeakSet[UpdateGuard] = weakref.WeakSet()
 
 
-def _tell_guards(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def tell_guards(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Tell all guards that an optimizer has taken a step."""
     del args, kwargs
     for guard in tuple(_GUARDS):
         guard.stepped(optimizer)
 
 
-register_optimizer_step_post_hook(_tell_guards)
+register_optimizer_step_post_hook(tell_guards)

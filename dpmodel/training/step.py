@@ -14,6 +14,8 @@ from dpmodel.distributed.ranks import ALONE, Ranks
 from dpmodel.planning.release import ReleasePlan
 from dpmodel.training.batch_check import Additivity
 from dpmodel.training.guard import UpdateGuard
+from dpmodel.training.update import Update
+from dpmodel.training.update_graph import UpdateGraph
 from mechanisms.engines.base import ClippedSum, Engine
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.parameters import FlatLayout
@@ -58,6 +60,7 @@ class PrivateStep:
     broken_steps: int = field(default=0, init=False)
     left_out: int = field(default=0, init=False)  # units without a finite gradient, in all steps; private
     left_out_at: int = field(default=0, init=False)  # steps done after the first of them
+    update: Update = field(init=False)
     _unread: tuple[int, ClippedSum] | None = field(default=None, init=False)  # the last step, if its tally is not read
     _layout: FlatLayout = field(init=False)
     _additivity: Additivity = field(init=False)
@@ -66,6 +69,9 @@ class PrivateStep:
     def __post_init__(self) -> None:
         self._layout = FlatLayout.of(self.network)
         self._sum = self._layout.zeros(self._layout.size)
+        graph = UpdateGraph(self.engine.cuda_graphs and self.ranks.size == 1)
+        trained = self.optimizer, self.plan, self.guard, self._layout, self._sum
+        self.update = Update(*trained, graph, self.padding, self.ranks)
         self._additivity = Additivity(self.network, self.loss_fn, self.engine, self.plan.clip)
 
     def __call__(self, batch: Batch, step: int) -> Tally:
@@ -100,8 +106,7 @@ class PrivateStep:
                 self.ranks.same("the release of the step", repr(event))
             summed = self.ranks.whole(summed, batch.size)
             self.ledger.record(event)
-            noisy = self.ranks.released(lambda: plan.noise.add(summed, step), summed)
-        self._descend(noisy.div_(plan.unit.expected_units), step)
+            self.update(summed, step)
         self._update_bound(summed, step)
         self._unread = step, summed
         if not summed.tally.is_late:
@@ -120,6 +125,11 @@ class PrivateStep:
                 f"at least half of the gradients were NaN or infinite in {self.broken_steps} steps in a row; they were "
                 "left out, and those steps are charged. Lower the learning rate or the norm bound, or check the data"
             )
+
+    def release(self) -> None:
+        """Free the memory that is kept from step to step."""
+        self.engine.release()
+        self.update.graph.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """The counters that a resumed training continues."""
@@ -145,16 +155,6 @@ class PrivateStep:
         except BaseException:
             self._sum.zero_()
             raise
-
-    def _descend(self, gradient: Tensor, step: int) -> None:
-        parameters = self.guard.parameters.values()
-        for parameter, part in zip(parameters, self._layout.views(gradient), strict=True):
-            parameter.grad = part.to(parameter.dtype)
-        for name, rows in self.padding.items():
-            for row in rows:  # a list as index would make the host wait for a GPU
-                self.guard.parameters[name].grad[row] = 0.0  # type: ignore[index]
-        with self.guard.update(step):
-            self.optimizer.step()
 
     def _update_bound(self, summed: ClippedSum, step: int) -> None:
         plan = self.plan

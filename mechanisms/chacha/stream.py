@@ -14,7 +14,7 @@ from mechanisms.chacha.tensor_ops import add_doubles, blocks_of_doubles
 from mechanisms.fork import process_identity
 
 #: Outside of this range, the transform would leave the normal numbers of float32.
-_SINGLE_SCALES = (1e-30, 1e30)
+SINGLE_SCALES = (1e-30, 1e30)
 #: Streams used by captured graphs, kept alive because a graph refers to key and counter by address only.
 _CAPTURED: set[DeviceStream] = set()
 
@@ -150,5 +150,5 @@ class DeviceStream:
 
 
 def _suits_singles(scale: float | Tensor) -> bool:
-    low, high = _SINGLE_SCALES
+    low, high = SINGLE_SCALES
     return isinstance(scale, Tensor) or low < scale < high

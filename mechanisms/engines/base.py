@@ -110,6 +110,8 @@ class Engine(ABC):
     witness: ClassVar[type[Engine] | None] = None
     #: Whether ``partial_sum`` gives fillers (``Batch.real``) weight 0; without that, the shapes cannot be static.
     takes_fillers: ClassVar[bool] = False
+    #: Whether CUDA graphs may be recorded on a GPU.
+    cuda_graphs: bool = False
     #: Whether ``partial_sum`` averages the losses of an example's views (``Batch.multiplicity``).
     takes_views: ClassVar[bool] = False
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 #: Runs a function once while recording its kernels, and returns the function that replays them.
 Record = Callable[[Callable[[], None]], Callable[[], None]]
@@ -26,3 +27,29 @@ def as_cuda_graphs() -> Record:
         return graph.replay
 
     return record
+
+
+def place_of(value: Tensor) -> tuple[object, ...]:
+    """The memory of a tensor, and its layout there."""
+    return value.data_ptr(), value.shape, value.stride(), value.dtype
+
+
+def equal_but_rounding(found: Tensor, expected: Tensor, rounding: float) -> bool:
+    """Whether two tensors are equal up to a relative error of their norms; what is not finite must be so in both.
+
+    Example:
+        >>> one = torch.ones(2)
+        >>> equal_but_rounding(1.001 * one, one, 0.01), equal_but_rounding(one / 0, one, 0.01)
+        (True, False)
+    """
+    finite = found.isfinite()
+    if not torch.equal(finite, expected.isfinite()):
+        return False
+    found, expected = (torch.where(finite, value, 0.0) for value in (found, expected))
+    return float((found - expected).norm()) <= rounding * float(expected.norm())
+
+
+def why_it_failed(error: Exception) -> str:
+    """Why there is no recording, in words."""
+    lines = str(error).strip().splitlines()
+    return f"recording failed ({type(error).__name__}: {lines[0] if lines else ''})"

@@ -211,7 +211,7 @@ CPU = torch.device("cpu")
 
 def on_device(generator, count):
     """Noise and coins from the generator's stream on a device; the CPU stands in for a GPU."""
-    stream = generator._on(CPU)
+    stream = generator.stream_on(CPU)
     return torch.cat([stream.add_normal_(torch.zeros(count)), stream.coins(count, 2**63).float()])
 
 

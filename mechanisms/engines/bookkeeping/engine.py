@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
-from mechanisms.clipping import ClipMechanism, constants_of
+from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import (
     ENGINES,
     ONE_AT_A_TIME,
@@ -26,13 +26,14 @@ from mechanisms.engines.base import (
 )
 from mechanisms.engines.batch import Batch, costs_a_wait
 from mechanisms.engines.bookkeeping.formulas import FormulaBook
-from mechanisms.engines.bookkeeping.graphs import PassGraphs, PassParts, cannot_replay, place_of, shapes_of
+from mechanisms.engines.bookkeeping.graphs import PassGraphs, PassParts, cannot_replay, shapes_of
 from mechanisms.engines.bookkeeping.layers.rules import Term
 from mechanisms.engines.bookkeeping.passes import record_backward, record_forward
 from mechanisms.engines.bookkeeping.scratch import Scratch
 from mechanisms.engines.bookkeeping.survey import Survey
 from mechanisms.engines.bookkeeping.terms import EarlyTerms, layer_uses, terms_of
 from mechanisms.engines.chunks import even
+from mechanisms.engines.cuda_graphs import place_of
 from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
@@ -40,6 +41,7 @@ from mechanisms.engines.state.settings import computing_settings
 from mechanisms.engines.tally import counts
 from mechanisms.engines.verification import disagreement
 from mechanisms.engines.vmap import VmapEngine
+from mechanisms.overriding import speaks_for
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
 
@@ -107,6 +109,7 @@ class BookKeepingEngine(Engine):
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.precision = precision
+        self.cuda_graphs = cuda_graphs
         self.formulas = FormulaBook(timed_plans)
         self.graphs = PassGraphs(cuda_graphs)
         self._known: ref[nn.Module] | None = None
@@ -290,7 +293,8 @@ class BookKeepingEngine(Engine):
 
 def _constants_of_factors(clip: ClipMechanism, blocks: int) -> tuple[float, ...] | None:
     """All that ``bounded_factors`` depends on besides norms and fillers; None if it is not known or not recorded."""
-    bounds, stated = block_bounds_of(clip, blocks), constants_of(clip, blocks)
+    bounds = block_bounds_of(clip, blocks)
+    stated = clip.constants(blocks) if speaks_for(clip, "constants", "factors") else None
     if stated is None or len(set(bounds)) > 1:  # different bounds are copied from the host
         return None
     return *bounds, *stated

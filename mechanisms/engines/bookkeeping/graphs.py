@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mechanisms.engines.batch import Batch, all_tensors, map_tensors
-from mechanisms.engines.cuda_graphs import Record, as_cuda_graphs
+from mechanisms.engines.cuda_graphs import Record, as_cuda_graphs, equal_but_rounding, why_it_failed
 from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.state.pass_boundary import PassBoundary
 from mechanisms.engines.state.python_state import PythonState
@@ -212,8 +212,7 @@ class PassGraphs:
         except UnprotectedUpdateError:
             raise
         except Exception as error:  # whatever in the network or in PyTorch cannot be recorded
-            lines = str(error).strip().splitlines()
-            self.refuse(f"recording failed ({type(error).__name__}: {lines[0] if lines else ''})")
+            self.refuse(why_it_failed(error))
             return
         finally:
             total.copy_(expected)
@@ -222,8 +221,9 @@ class PassGraphs:
             return
         total.copy_(before)
         norms, counts = made.run(parts, batch)
-        both = (torch.tensor(each.read()) for each in (counts, found[1]))
-        same = _close(total - before, expected - before) and _close(norms, found[0]) and _close(*both)
+        results = total - before, norms, torch.tensor(counts.read())
+        wanted = expected - before, found[0], torch.tensor(found[1].read())
+        same = all(equal_but_rounding(*pair, ROUNDING) for pair in zip(results, wanted, strict=True))
         total.copy_(expected)
         if not same:
             self.refuse("the first replay differed from the pass")
@@ -242,11 +242,6 @@ def cannot_replay(state: PythonState, device: torch.device) -> str | None:
     if elsewhere is not None:  # kernels take single numbers from the host as constants
         return f"a tensor of the network or the loss is on {elsewhere}, not on {device}"
     return None
-
-
-def place_of(value: Tensor) -> tuple[object, ...]:
-    """The memory of a tensor, and its layout there."""
-    return value.data_ptr(), value.shape, value.stride(), value.dtype
 
 
 def shapes_of(batch: Batch) -> Hashable:
@@ -269,12 +264,3 @@ def _reversed(batch: Batch) -> Batch:
     group_ids, real = (None if value is None else backwards(value) for value in (batch.group_ids, batch.real))
     x, y = map_tensors(backwards, batch.x), map_tensors(backwards, batch.y)
     return replace(batch, x=x, y=y, group_ids=group_ids, real=real)
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors are equal but for rounding; what is not finite must be so in both."""
-    finite = found.isfinite()
-    if not torch.equal(finite, expected.isfinite()):
-        return False
-    found, expected = (torch.where(finite, value, 0.0) for value in (found, expected))
-    return float((found - expected).norm()) <= ROUNDING * float(expected.norm())

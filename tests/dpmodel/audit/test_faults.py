@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dpmodel import ClipMechanismsFactory, DPModel, NoiseMechanismsFactory
 from dpmodel.audit import audit
 from dpmodel.training.step import PrivateStep
+from dpmodel.training.update import Update
 from mechanisms.clipping import CLIP
 from mechanisms.engines import base
 from mechanisms.engines.base import ENGINES
@@ -85,20 +86,20 @@ def every_row(monkeypatch):
 
 
 def one_tensor_without_noise(monkeypatch):
-    right = PrivateStep._descend
+    right = Update.descend
 
-    def wrong(self, gradient, step):
+    def wrong(self, noisy):
         bias = slice(FEATURES * CLASSES, FEATURES * CLASSES + CLASSES)
-        gradient[bias] = self.clean[bias]
-        return right(self, gradient, step)
+        noisy[bias] = self.clean[bias]
+        return right(self, noisy)
 
     def keep(self, summed):
-        self.clean = summed.flat_grad.clone() / self.plan.unit.expected_units
+        self.update.clean = summed.flat_grad.clone()
         return accounted(self, summed)
 
     accounted = PrivateStep._require_accounted
     monkeypatch.setattr(PrivateStep, "_require_accounted", keep)
-    monkeypatch.setattr(PrivateStep, "_descend", wrong)
+    monkeypatch.setattr(Update, "descend", wrong)
 
 
 def the_step_before_again(monkeypatch):

@@ -292,7 +292,7 @@ def test_a_network_that_differentiates_in_its_forward_pass_trains_evaluates_and_
     assert history[-1].metrics["valid_loss"] > 0
     assert not model.predict(torch.randn(5, 4)).requires_grad
     inputs, targets = make_data(n=6).tensors
-    engine, bound = model._choice.engine, model.clip_mech
+    engine, bound = model._choice[0].engine, model.clip_mech
     found = engine.clipped_sum(model.network, model.loss_fn, Batch(inputs, targets), bound).flat_grad
     expected = torch.zeros_like(found)
     for row in range(6):

@@ -13,7 +13,7 @@ from dpmodel.callbacks import Silence
 from dpmodel.config import make_config
 from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.train import train_from_config
-from dpmodel.training.step import PrivateStep
+from dpmodel.training.update import Update
 from monitors.errors import DPModelError
 from monitors.events import event_from_dict
 from monitors.ledger import Ledger
@@ -31,7 +31,7 @@ class Full:
     def __init__(self, monkeypatch, first=None, times=None):
         self.count = 0
         self.released = Ledger()
-        fsync, descend = os.fsync, PrivateStep._descend
+        fsync, update = os.fsync, Update.__call__
 
         def flush(handle):
             self.count += 1
@@ -40,12 +40,12 @@ class Full:
                 raise OSError(errno.ENOSPC, "No space left on device")
             fsync(handle)
 
-        def release(step, gradient, number):
-            self.released.record(step.plan.event(number))
-            descend(step, gradient, number)
+        def release(own, summed, step):
+            self.released.record(own.plan.event(step))
+            update(own, summed, step)
 
         monkeypatch.setattr("os.fsync", flush)
-        monkeypatch.setattr(PrivateStep, "_descend", release)
+        monkeypatch.setattr(Update, "__call__", release)
 
 
 def require_covered_and_continued(where, released):
@@ -93,13 +93,13 @@ def test_files_that_cannot_grow_leave_a_record_and_a_way_to_continue(limit, tmp_
         try:
             signal.alarm(60)
             torch.set_num_threads(1)
-            descend = PrivateStep._descend
+            update = Update.__call__
 
-            def release(step, gradient, number):
-                os.write(writing, json.dumps(step.plan.event(number).to_dict()).encode() + b"\n")
-                descend(step, gradient, number)
+            def release(own, summed, step):
+                os.write(writing, json.dumps(own.plan.event(step).to_dict()).encode() + b"\n")
+                update(own, summed, step)
 
-            PrivateStep._descend = release
+            Update.__call__ = release
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             fit(where)
             status = 0

@@ -19,7 +19,7 @@ from dpmodel.data.loader import PrivateLoader
 from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.marks import TrainingMark
 from dpmodel.saving.record import ReleaseRecord
-from dpmodel.training.step import PrivateStep
+from dpmodel.training.update import Update
 from monitors.errors import CheckpointError
 from monitors.events import GaussianEvent, ViolationEvent, event_from_dict
 from monitors.journal import ReleaseJournal
@@ -86,7 +86,7 @@ def killed_at(instant, witness, action):
 
 
 def _kill_at(instant, witness):
-    passed, fsync, replace, descend = count(), os.fsync, os.replace, PrivateStep._descend
+    passed, fsync, replace, update = count(), os.fsync, os.replace, Update.__call__
 
     def pass_instant():
         if next(passed) == instant:
@@ -100,13 +100,13 @@ def _kill_at(instant, witness):
         replace(source, target, **options)
         pass_instant()
 
-    def after_release(self, gradient, step):
+    def after_release(self, summed, step):
         with witness.open("ab") as stream:
             stream.write(json.dumps(self.plan.event(step).to_dict()).encode() + b"\n")
         pass_instant()
-        descend(self, gradient, step)
+        update(self, summed, step)
 
-    os.fsync, os.replace, PrivateStep._descend = before_fsync, after_replace, after_release
+    os.fsync, os.replace, Update.__call__ = before_fsync, after_replace, after_release
 
 
 @pytest.fixture(scope="module", autouse=True)

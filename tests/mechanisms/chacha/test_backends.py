@@ -127,7 +127,7 @@ def test_the_index_of_the_first_difference_is_named():
 def test_neither_importing_nor_drawing_on_the_cpu_loads_triton():
     code = (
         "import sys, torch; before = 'triton' in sys.modules; from mechanisms import SecureGenerator; "
-        "SecureGenerator().normal(5); SecureGenerator()._on(torch.device('cpu')).coins(5, 9); "
+        "SecureGenerator().normal(5); SecureGenerator().stream_on(torch.device('cpu')).coins(5, 9); "
         "print('triton' in sys.modules and not before)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

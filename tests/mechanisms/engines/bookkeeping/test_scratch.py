@@ -72,10 +72,10 @@ def test_per_example_gradients_do_not_outlive_training(make_model):
 
     class Watch(Callback):
         def on_train_step_end(self, run):
-            held.append(model._choice.engine.held_bytes)
+            held.append(model._choice[0].engine.held_bytes)
 
     x, y = sequences(32)
     model = make_model(encoder(), engine="bookkeeping")
     model.fit(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 8), callbacks=[Watch()])
     assert max(held) > 0
-    assert model._choice.engine.held_bytes == 0
+    assert model._choice[0].engine.held_bytes == 0

@@ -1,0 +1,242 @@
+"""Updates as a CUDA graph: noise, mean and optimizer step, launched together and without Python."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+from torch.optim import optimizer as torch_optimizers
+
+from dpmodel.training.guard import tell_guards
+from mechanisms.chacha.stream import SINGLE_SCALES
+from mechanisms.engines.cuda_graphs import as_cuda_graphs, equal_but_rounding, place_of, why_it_failed
+from mechanisms.rng import SecureGenerator
+
+if TYPE_CHECKING:
+    from dpmodel.training.update import Update
+
+#: Types of device on which updates are recorded.
+DEVICES = ("cuda",)
+
+#: Equal updates in a row after which one is recorded: the first ones make the optimizer's state, and load kernels.
+EQUAL_UPDATES = 2
+
+#: Largest relative difference between the weights after an update and after its replay.
+ROUNDING = 1e-5
+
+#: Largest deviation of the noise of a replay from what it should be, in standard deviations.
+MOST_DEVIATIONS = 8.0
+
+#: Modules of the optimizers whose steps are known to do nothing but update tensors.
+_KNOWN = ("torch.optim.", "dpmodel.optimizers")
+
+
+class UpdateGraph:
+    """Records an update, and replays it with fresh noise as long as it is the same.
+
+    An update is recorded after ``EQUAL_UPDATES`` equal ones in a row. The recording is used only if two replays without
+    noise give the weights and the optimizer's state that two updates give, and if the noise of replays is fresh and
+    follows the scale. Recording releases nothing: it works on a sum to which noise has been added.
+
+    Args:
+        enabled: Whether to record at all.
+
+    Attributes:
+        refusal: Why updates are not recorded; None if nothing prevents it.
+        recorded: Number of recordings so far.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self.refusal: str | None = None
+        self.recorded = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the recording, and free its memory."""
+        self._replay: Callable[[], None] | None = None
+        self._scale = torch.zeros((), device="cpu")
+        self._key: tuple[Any, ...] | None = None
+        self._equal = 0
+
+    def words(self, device: torch.device) -> list[str]:
+        """How updates are launched, in words; empty if there is nothing to say."""
+        if not self.enabled or device.type not in DEVICES:
+            return []
+        if self.refusal is not None:
+            return [f"  updates are not replayed as CUDA graphs: {self.refusal}"]
+        if self.recorded:
+            return [f"  updates are replayed as CUDA graphs ({self.recorded} recorded)"]
+        return [f"  updates are replayed as CUDA graphs once {EQUAL_UPDATES} in a row had the same learning rate"]
+
+    def key(self, update: Update, scale: float | None) -> tuple[Any, ...] | None:
+        """All that an update depends on but the values of tensors and the scale of the noise; None: not recorded.
+
+        Args:
+            update: The update.
+            scale: Standard deviation of the noise, if it is independent normal noise that is added in place.
+        """
+        device, optimizer = update.total.device, update.optimizer
+        if not self.enabled or self.refusal is not None or device.type not in DEVICES:
+            return None
+        self._refuse(_cannot_record(optimizer, None if scale is None else update.generator))
+        settings = [value for group in optimizer.param_groups for name, value in group.items() if name != "params"]
+        held = [value for values in optimizer.state.values() for value in values.values()]
+        values = [*update.tensors, *settings, *(value for value in held if not isinstance(value, Tensor))]
+        if any(isinstance(value, Tensor) and value.device != device for value in values):
+            self._refuse("the optimizer holds a tensor on a different device")
+        if self.refusal is not None:
+            return None
+        stream = update.generator.stream_on(device) if device.type == "cuda" else update.generator
+        places = [place_of(value) if isinstance(value, Tensor) else value for value in values]
+        return stream, type(optimizer).step, update.units, *places
+
+    def has(self, key: tuple[Any, ...] | None, scale: float) -> bool:
+        """Whether there is a recording of this update that can make noise of this standard deviation."""
+        low, high = SINGLE_SCALES
+        return self._replay is not None and key is not None and key == self._key and low < scale < high
+
+    def replay(self, scale: float) -> None:
+        """Replay the recorded update with fresh noise of standard deviation ``scale``."""
+        assert self._replay is not None
+        self._scale.fill_(scale)
+        self._replay()
+
+    @contextmanager
+    def around_step(self, key: tuple[Any, ...] | None, update: Update) -> Iterator[None]:
+        """Use around the optimizer's step of an update that is not a replay; record it if earlier ones were equal.
+
+        Args:
+            key: See above.
+            update: The update; its ``total`` holds the noisy sum before the block, and the mean afterwards.
+        """
+        self._equal = self._equal + 1 if key is not None and key == self._key else 1
+        self._key, self._replay = key, None
+        before = _copies(update) if key is not None and self._equal > EQUAL_UPDATES else None
+        yield
+        if before is not None and key == self.key(update, 1.0):
+            with torch.no_grad():
+                self._make(update, before)
+
+    def _make(self, update: Update, before: Sequence[Tensor]) -> None:
+        """Record an update that has just led from ``before`` to the present values."""
+        after, later = _copies(update), _copies(update)
+        if after is None or later is None:
+            self._refuse("too little memory to record one")
+            return
+        total, generator, position = update.total, update.generator, update.generator.state_dict()
+        scale = torch.zeros((), dtype=total.dtype, device=total.device)
+
+        def whole() -> None:
+            generator.add_normal_(total, scale)
+            update.descend(total)
+
+        def without_noise(function: Callable[[], None]) -> None:
+            total.copy_(before[0])
+            scale.zero_()
+            function()
+
+        def noise_of(replay: Callable[[], None], deviation: float) -> Tensor:
+            total.zero_()
+            scale.fill_(deviation)
+            replay()
+            return total * (update.units / deviation)
+
+        try:
+            with _capturable(update.optimizer):
+                without_noise(whole)  # which also loads the kernels
+                _write(later, update.tensors)
+                replay = as_cuda_graphs()(whole)
+            _write(update.tensors, before)
+            same: list[bool] = []
+            for expected in (after, later):
+                without_noise(replay)
+                same += map(_is_same, update.tensors[1:], expected[1:])
+            fresh = _is_fresh(noise_of(replay, 1.0), noise_of(replay, 100.0), update.noisy_entries)
+        except Exception as error:  # whatever in an optimizer cannot be recorded
+            self._refuse(why_it_failed(error))
+            return
+        finally:
+            _write(update.tensors, after)
+            generator.load_state_dict(position)
+        if not all(same):
+            self._refuse("the first replays differed from the updates")
+        elif not fresh:
+            self._refuse("the noise of the first replays was not what it should be")
+        else:
+            self._replay, self._scale, self.recorded = replay, scale, self.recorded + 1
+
+    def _refuse(self, reason: str | None) -> None:
+        if reason is not None:
+            self.refusal = reason
+            self.forget()
+
+
+def _cannot_record(optimizer: Optimizer, generator: object) -> str | None:
+    """Why a replay of the optimizer's step, or of its noise, could leave something out; None if it cannot."""
+    name = type(optimizer).__name__
+    if type(generator) is not SecureGenerator:
+        return "the noise is not independent normal noise that is added in place"
+    kinds = [kind for kind in type(optimizer).__mro__ if issubclass(kind, Optimizer)]
+    if not all(kind.__module__.startswith(_KNOWN) for kind in kinds):
+        return f"{name} is not an optimizer of torch"
+    if not isinstance(optimizer, SGD) and not all(map(_on_device, optimizer.param_groups)):
+        return f"{name} computes on the host; it needs capturable=True"
+    step, own = type(optimizer).step, vars(optimizer).get("step")
+    scheduled = getattr(own, "_wrapped_by_lr_sched", False) and getattr(own, "__wrapped__", None) is step
+    if not inspect.unwrap(step).__module__.startswith(_KNOWN) or not (own is None or scheduled):
+        return f"{name}.step was replaced"
+    hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
+    hooks += [*torch_optimizers._global_optimizer_pre_hooks.values()]
+    hooks += [*torch_optimizers._global_optimizer_post_hooks.values()]
+    return None if hooks == [tell_guards] else f"{name} has a step hook"
+
+
+def _on_device(group: dict[str, Any]) -> bool:
+    return bool(group.get("capturable") or (group.get("fused") and "capturable" in group))
+
+
+@contextmanager
+def _capturable(optimizer: Optimizer) -> Iterator[None]:
+    """Declares a fused optimizer capturable: its steps are on the device, but torch wants to be told."""
+    changed = [group for group in optimizer.param_groups if group.get("capturable") is False]
+    for group in changed:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group in changed:
+            group["capturable"] = False
+
+
+def _copies(update: Update) -> list[Tensor] | None:
+    """Copies of the tensors of an update; None if there is too little memory."""
+    try:
+        return [value.detach().clone() for value in update.tensors]
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _write(places: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for place, value in zip(places, values, strict=True):
+        place.copy_(value)
+
+
+def _is_same(found: Tensor, expected: Tensor) -> bool:
+    return torch.equal(found, expected) or (found.is_floating_point() and equal_but_rounding(found, expected, ROUNDING))
+
+
+def _is_fresh(one: Tensor, other: Tensor, size: int) -> bool:
+    """Whether two vectors are independent standard normal numbers, except for zeros, which leave ``size`` numbers."""
+    numbers = [value[value != 0].double() for value in (one, other)]
+    if any(len(value) != size or not bool(value.isfinite().all()) for value in numbers) or torch.equal(one, other):
+        return False
+    squares = max(abs(float(value.square().mean()) - 1.0) / math.sqrt(2.0 / size) for value in numbers)
+    product = abs(float((numbers[0] * numbers[1]).mean())) * math.sqrt(size)
+    return max(squares, product) <= MOST_DEVIATIONS

@@ -1,0 +1,400 @@
+"""Updates are recorded when they are equal, replayed with fresh noise, and never when a replay could differ."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn, optim
+
+from dpmodel import Callback, NoiseMechanismsFactory, StateKeeper, poisson_loader
+from dpmodel.optimizers import Momentum
+from dpmodel.training import update_graph
+from dpmodel.training.update_graph import EQUAL_UPDATES
+from mechanisms.correlated.banded import BandedMF
+from mechanisms.noise import AdaGaussian, Gaussian
+from mechanisms.overriding import speaks_for
+from mechanisms.rng import SecureGenerator
+from monitors.errors import UnprotectedUpdateError
+from monitors.ledger import Ledger
+from tests.dpmodel.power_cut import PowerCut
+from tests.kernel_tape import on_tape
+
+SIZE = 16  # expected examples of a batch
+STEPS = 12
+
+
+@pytest.fixture
+def tapes(monkeypatch):
+    """Lets updates on a CPU be recorded as operators, with noise made of operators too; returns all recordings."""
+    made = []
+
+    def counted():
+        record = on_tape()
+
+        def recording(function):
+            made.append(function)
+            return record(function)
+
+        return recording
+
+    def add_normal_(self, target, scale=1.0):
+        return self.stream_on(target.device).add_normal_(target, scale)
+
+    monkeypatch.setattr(SecureGenerator, "add_normal_", add_normal_)
+    monkeypatch.setattr(update_graph, "DEVICES", ("cpu",))
+    monkeypatch.setattr(update_graph, "as_cuda_graphs", counted)
+    return made
+
+
+class Silent(nn.Module):
+    """A network whose gradient is zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(100, 30))
+
+    def forward(self, x):
+        return x[:, :3] + 0.0 * self.weight.sum()
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(50, 8, padding_idx=0)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.embedding((10 * x).abs().long().clamp(max=49)).mean(dim=1))
+
+
+def small():
+    return nn.Sequential(nn.Linear(4, 20), nn.Tanh(), nn.Linear(20, 3))
+
+
+SGD = functools.partial(optim.SGD, lr=0.1)
+OPTIMIZERS = {
+    "sgd": SGD,
+    "momentum": functools.partial(optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "fused momentum": functools.partial(optim.SGD, lr=0.1, momentum=0.9, fused=True),
+    "MindSpore's momentum": functools.partial(Momentum, learning_rate=0.1),
+    "fused adam": functools.partial(optim.Adam, lr=0.01, amsgrad=True, fused=True),
+    "fused adamw": functools.partial(optim.AdamW, lr=0.01, fused=True),
+    "two groups": lambda parameters: two_groups(list(parameters)),
+}
+
+
+def two_groups(parameters):
+    return optim.SGD([{"params": parameters[:1], "lr": 0.5}, {"params": parameters[1:]}], lr=0.1, momentum=0.9)
+
+
+@pytest.fixture
+def fitted(make_model, make_data):
+    def fit(build=SGD, network=small, callbacks=(), noise=None, epochs=2, keeper=None, **options):
+        torch.manual_seed(0)
+        module = network()
+        noise = noise or NoiseMechanismsFactory.create("AdaGaussian", noise_decay_rate=0.01, seed=5)
+        model = make_model(module, optimizer=build(module.parameters()), noise_mech=noise, seed=3, **options)
+        model.history = model.fit(
+            poisson_loader(make_data(), batch_size=SIZE), epochs=epochs, callbacks=callbacks, keeper=keeper
+        )
+        return model
+
+    return fit
+
+
+def weights(model):
+    return torch.cat([value.detach().flatten() for value in model.network.parameters()])
+
+
+def require_same(found, expected):
+    torch.testing.assert_close(weights(found), weights(expected), rtol=1e-5, atol=1e-6)
+    assert list(found.ledger) == list(expected.ledger)
+    assert [row.loss for row in found.history] == pytest.approx([row.loss for row in expected.history], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_replays_give_the_weights_of_the_updates(name, fitted, tapes):
+    found = fitted(OPTIMIZERS[name])
+    assert "updates are replayed as CUDA graphs (1 recorded)" in found.explain_engine()
+    assert len(tapes) == 1
+    require_same(found, fitted(OPTIMIZERS[name], cuda_graphs=False))
+    assert len(tapes) == 1
+
+
+def test_rows_of_padding_get_no_noise_in_a_replay(fitted, tapes):
+    found = fitted(network=Padded)
+    assert len(tapes) == 1
+    assert not found.network.embedding.weight[0].any()
+    require_same(found, fitted(network=Padded, cuda_graphs=False))
+
+
+class Keeping(Callback):
+    """Keeps the weights of all steps."""
+
+    def __init__(self):
+        self.kept = []
+
+    def on_train_step_end(self, run):
+        self.kept.append(torch.cat([value.detach().flatten() for value in run.network.parameters()]))
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_noise_of_replays_is_fresh_and_has_the_scale_of_its_step(seed, fitted, tapes):
+    keeping, rate = Keeping(), 0.2
+    noise = NoiseMechanismsFactory.create("AdaGaussian", noise_decay_rate=rate, decay_policy="Exp", seed=seed)
+    model = fitted(functools.partial(optim.SGD, lr=SIZE), Silent, [keeping], noise, epochs=3, norm_bound=0.5)
+    assert "(1 recorded)" in model.explain_engine()
+    kept = torch.stack([torch.zeros(3000), *keeping.kept])
+    drawn = kept[:-1] - kept[1:]  # the noise of each step: the learning rate undoes the mean
+    assert len(drawn) == STEPS
+    scales = torch.tensor([0.5 * model.noise_mech.noise_multiplier(step) for step in range(STEPS)])
+    squares = (drawn / scales[:, None]).double().square().mean(dim=1)
+    assert (squares - 1).abs().max() < 6 * (2 / 3000) ** 0.5
+    correlations = torch.corrcoef(drawn.double()) - torch.eye(STEPS)
+    assert correlations.abs().max() < 6 / 3000**0.5
+
+
+def test_each_release_is_on_the_ledger_before_its_replay(fitted, tapes, monkeypatch):
+    recorded, replayed, record, replay = [], [], Ledger.record, update_graph.UpdateGraph.replay
+
+    def before(self, *args, **kwargs):
+        recorded.append(args)
+        return record(self, *args, **kwargs)
+
+    def after(self, scale):
+        replayed.append(len(recorded))
+        replay(self, scale)
+
+    monkeypatch.setattr(Ledger, "record", before)
+    monkeypatch.setattr(update_graph.UpdateGraph, "replay", after)
+    model = fitted(epochs=3)
+    assert replayed == list(range(EQUAL_UPDATES + 2, STEPS + 1))
+    assert len(recorded) == model.steps_done == STEPS
+
+
+class Scheduled(Callback):
+    """Changes the learning rate before the given steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_train_step_begin(self, run):
+        if run.step in self.steps:
+            for group in run.optimizer.param_groups:
+                group["lr"] *= 0.9
+
+
+@pytest.mark.parametrize(("steps", "recorded"), [(range(STEPS), 0), ([5], 2), ([11], 1)])
+def test_a_new_learning_rate_ends_the_recording(steps, recorded, fitted, tapes):
+    found = fitted(callbacks=[Scheduled(steps)], epochs=3)
+    assert len(tapes) == recorded
+    require_same(found, fitted(callbacks=[Scheduled(steps)], epochs=3, cuda_graphs=False))
+
+
+def test_a_scheduler_of_torch_does_not_prevent_a_recording(fitted, tapes):
+    class Halving(Callback):
+        def on_train_begin(self, run):
+            self.scheduler = optim.lr_scheduler.StepLR(run.optimizer, 1, 0.5)
+
+        def on_train_epoch_end(self, run):
+            self.scheduler.step()
+
+    found = fitted(callbacks=[Halving()], epochs=3)
+    assert tapes
+    require_same(found, fitted(callbacks=[Halving()], epochs=3, cuda_graphs=False))
+
+
+class Counted(Gaussian):
+    """Adds its noise in a way of its own."""
+
+    calls = 0
+
+    def add(self, summed, step):
+        self.calls += 1
+        return super().add(summed, step)
+
+
+class OwnSGD(optim.SGD):
+    pass
+
+
+def replaced(parameters):
+    optimizer, step = SGD(parameters), optim.SGD.step
+
+    @functools.wraps(step)
+    def twice(closure=None):
+        step(optimizer)
+        step(optimizer)
+
+    optimizer.step = twice
+    return optimizer
+
+
+def hooked(parameters):
+    optimizer = SGD(parameters)
+    optimizer.register_step_pre_hook(lambda *args: None)
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"noise": Counted()}, "is not independent normal noise that is added in place"),
+        ({"build": OwnSGD}, "OwnSGD is not an optimizer of torch"),
+        ({"build": optim.Adam}, "needs capturable=True"),
+        ({"build": replaced}, "SGD.step was replaced"),
+        ({"build": hooked}, "SGD has a step hook"),
+    ],
+    ids=["own noise", "own optimizer", "host", "replaced step", "hook"],
+)
+def test_what_a_replay_could_leave_out_is_not_recorded(options, reason, fitted, tapes):
+    model = fitted(**options)
+    assert not tapes
+    assert reason in model.explain_engine()
+
+
+@pytest.mark.parametrize(("kind", "independent"), [(Gaussian, True), (AdaGaussian, True), (BandedMF, False)])
+def test_only_mechanisms_of_independent_noise_state_their_scale(kind, independent):
+    assert speaks_for(kind(), "added_scale", "add") == independent
+
+
+def test_an_exchanged_generator_is_not_recorded(fitted, tapes):
+    class Constant(SecureGenerator):
+        def add_normal_(self, target, scale=1.0):
+            return target.add_(scale)
+
+    noise = Gaussian()
+    noise.generator = Constant()
+    fitted(noise=noise)
+    assert not tapes
+
+
+def empty(function):
+    return lambda: None
+
+
+def with_the_same_noise(function):
+    """Replays the operators with the position in the stream at which they were recorded."""
+    position = {}
+
+    def replay():
+        generator = next(cell.cell_contents for cell in function.__closure__ if is_generator(cell.cell_contents))
+        position.setdefault(0, generator.position)
+        generator.seek(position[0])
+        function()
+
+    return replay
+
+
+def is_generator(value):
+    return isinstance(value, SecureGenerator)
+
+
+def with_the_same_scale(function):
+    scale = next(
+        cell.cell_contents for cell in function.__closure__ if getattr(cell.cell_contents, "shape", None) == ()
+    )
+
+    def replay():
+        scale.clamp_(max=1.0)
+        function()
+
+    return replay
+
+
+def once(function):
+    seen = []
+
+    def replay():
+        if not seen:
+            seen.append(1)
+            function()
+
+    return replay
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (empty, "the first replays differed from the updates"),
+        (once, "the first replays differed from the updates"),
+        (with_the_same_noise, "the noise of the first replays was not what it should be"),
+        (with_the_same_scale, "the noise of the first replays was not what it should be"),
+    ],
+)
+def test_a_recording_that_does_something_else_is_not_used(record, reason, fitted, tapes, monkeypatch):
+    monkeypatch.setattr(update_graph, "as_cuda_graphs", lambda: record)
+    found = fitted(OPTIMIZERS["momentum"])
+    assert reason in found.explain_engine()
+    require_same(found, fitted(OPTIMIZERS["momentum"], cuda_graphs=False))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("operation not permitted\nmore"), torch.OutOfMemoryError("too large")])
+def test_a_recording_that_fails_changes_nothing(error, fitted, tapes, monkeypatch):
+    def failing():
+        raise error
+
+    monkeypatch.setattr(update_graph, "as_cuda_graphs", failing)
+    found = fitted(OPTIMIZERS["fused adam"])
+    assert f"recording failed ({type(error).__name__}: {str(error).splitlines()[0]})" in found.explain_engine()
+    require_same(found, fitted(OPTIMIZERS["fused adam"], cuda_graphs=False))
+    assert all(group["capturable"] is False for group in found.optimizer.param_groups)
+
+
+def test_without_memory_for_copies_nothing_is_recorded(fitted, tapes, monkeypatch):
+    monkeypatch.setattr(update_graph, "_copies", lambda update: None)
+    found = fitted()
+    assert not tapes
+    require_same(found, fitted(cuda_graphs=False))
+
+
+def test_an_interrupted_recording_leaves_the_weights_of_the_update(fitted, tapes, monkeypatch):
+    class Interrupted(Callback):
+        def on_train_end(self, run):
+            self.weights = torch.cat([value.detach().flatten() for value in run.network.parameters()])
+
+    def interrupting():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(update_graph, "as_cuda_graphs", interrupting)
+    found, expected = Interrupted(), Keeping()
+    with pytest.raises(KeyboardInterrupt):
+        fitted(callbacks=[found])
+    fitted(callbacks=[expected], cuda_graphs=False)
+    torch.testing.assert_close(found.weights, expected.kept[EQUAL_UPDATES], rtol=1e-5, atol=1e-6)
+
+
+def test_a_resumed_training_with_replays_equals_an_uninterrupted_one(fitted, tapes, tmp_path):
+    def fit(*callbacks, keeper=None, **options):
+        return fitted(OPTIMIZERS["fused adam"], callbacks=callbacks, epochs=3, keeper=keeper, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(PowerCut(7), keeper=StateKeeper(tmp_path, 4))
+    resumed = fit(keeper=StateKeeper(tmp_path, 4, resume=True))
+    assert len(tapes) == 2
+    assert resumed.steps_done == STEPS
+    expected = fit(cuda_graphs=False)
+    torch.testing.assert_close(weights(resumed), weights(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [20, 20_000])
+def test_a_write_between_two_replays_is_found(width, fitted, tapes):
+    class Writing(Callback):
+        def on_train_step_end(self, run):
+            if run.step == 6:
+                run.network[0].weight.data.mul_(1.01)
+
+    def network():
+        return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3))
+
+    with pytest.raises(UnprotectedUpdateError, match=r"0\.weight"):
+        fitted(network=network, callbacks=[Writing()])
+    assert tapes
+
+
+def test_a_recording_ends_with_its_training(fitted, tapes):
+    model = fitted()
+    assert model._choice[1]._replay is None
+    assert "(1 recorded)" in model.explain_engine()
