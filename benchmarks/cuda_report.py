@@ -17,9 +17,10 @@ STEP_COLUMNS = (
 STEP_NOTES = (
     "A step is forward, backward, clip, noise and SGD with momentum; plain rows have neither clip nor noise. Times are",
     "medians over alternating rounds, measured between CUDA events. Ratios are medians over rounds of the times in one",
-    "round; rows in bf16 are compared with `plain-bf16`. Float32 uses torch's defaults: convolutions in TF32, matrix",
-    "products in full precision. `plain-graph` replays the whole step as one CUDA graph. `dpmodel` is the default",
-    "(engine `auto`) with secure noise; `-quiet` omits the noise. Peak memory includes weights, momentum and batch.",
+    "round; rows in bf16 and TF32 are compared with plain torch in that precision. Other rows use torch's defaults:",
+    "convolutions in TF32, matrix products in full precision. `plain-graph` replays the whole step as one CUDA graph.",
+    "`dpmodel` is the default (engine `auto`) with secure noise; `-quiet` omits the noise. Peak memory includes",
+    "weights, momentum and batch.",
     "Kernels (including copies and fills), waits of the host for the device, and milliseconds of device work are per",
     "step, as counted by torch's profiler.",
 )
@@ -96,10 +97,10 @@ def _step_row(record: Record, report: Report) -> list[str]:
     if "why" in record:
         return [place, record["row"], f"failed: {record['why']}", *[""] * (len(STEP_COLUMNS) - 3)]
     beside = {other["row"]: other for other in report.of("step") if _same_place(other, record) and "ms" in other}
-    half = "-bf16" if record["row"].endswith("-bf16") else ""
+    coarse = next((ending for ending in ("-bf16", "-tf32") if record["row"].endswith(ending)), "")
     opacus = [other for name, other in beside.items() if name.startswith("opacus-")]
     best = min(opacus, key=lambda other: statistics.median(other["ms"]), default=None)
-    plain, own = beside.get(f"plain{half}"), record["peak_mib"]
+    plain, own = beside.get(f"plain{coarse}"), record["peak_mib"]
     seen = next((other for other in report.of("launches") if _same_row(other, record)), None)
     return [
         *(place, record["row"], f"{statistics.median(record['ms']):.3g}"),

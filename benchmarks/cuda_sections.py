@@ -95,6 +95,8 @@ def rows(
         "opacus-ghost": partial(build, "opacus-ghost", workload, size, device),
         "plain-bf16": partial(plain_step, PLAIN["plain-bf16"], workload, size, device),
         "dpmodel-bf16": ours("dpmodel-bf16", precision="bf16"),
+        "plain-tf32": partial(plain_step, PLAIN["plain-tf32"], workload, size, device),
+        "dpmodel-tf32": ours("dpmodel-tf32", precision="tf32"),
     }
     return found
 

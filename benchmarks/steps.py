@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from peers import for_opacus, require_equal
-from torch import nn
+from torch import Tensor, nn
 from workloads import Workload
 
+from dpmodel.training.update import Update
+from dpmodel.training.update_graph import UpdateGraph
 from mechanisms.clipping import Fixed
-from mechanisms.engines import ENGINES, Batch, Engine, FlatLayout, choose_engine
+from mechanisms.engines import ENGINES, Batch, ClippedSum, Engine, FlatLayout, choose_engine
 from mechanisms.engines.bookkeeping.pool_first import PoolFirst, pooling_of
 from mechanisms.engines.memory import peak_bytes
+from mechanisms.engines.parameters import trainable_parameters
+from mechanisms.engines.precision import PRECISIONS
 from mechanisms.engines.tally import Tally
 from mechanisms.noise import Gaussian, NoiseMechanism
 from mechanisms.units import ClippedUnit
@@ -33,11 +38,11 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class PlainTuning:
-    """How plain training is sped up: memory format, activations after the following pooling, autocast."""
+    """How plain training is sped up: memory format, activations after the following pooling, precision."""
 
     channels_last: bool = False
     pool_first: bool = False
-    bf16: bool = False
+    precision: str = "fp32"
 
 
 #: Plain training as users run it, and hand-tuned as a stricter limit (for images only).
@@ -46,7 +51,8 @@ PLAIN = {
     "plain-channels-last": PlainTuning(channels_last=True),
     "plain-pool-first": PlainTuning(pool_first=True),
     "plain-tuned": PlainTuning(channels_last=True, pool_first=True),
-    "plain-bf16": PlainTuning(bf16=True),
+    "plain-bf16": PlainTuning(precision="bf16"),
+    "plain-tf32": PlainTuning(precision="tf32"),
 }
 
 
@@ -65,14 +71,16 @@ def plain_step(tuning: PlainTuning, workload: Workload, size: int, device: str =
     if tuning.channels_last:
         network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     moved = pooling_of(lambda: network(x[:2]))[1] if tuning.pool_first else frozenset()
-    optimizer, loss_fn = optimizer_of(network), workload.loss()
+    optimizer, loss_fn, precision = optimizer_of(network), workload.loss(), PRECISIONS[tuning.precision]
+    half = precision.autocast is not None
 
     def step() -> None:
         optimizer.zero_grad()
-        autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=tuning.bf16)
-        with PoolFirst(moved) if tuning.pool_first else order, autocast:
-            loss = loss_fn(network(x), y)
-        loss.backward()
+        with precision.of_products():
+            autocast = torch.autocast(torch.device(device).type, precision.autocast, enabled=half)
+            with PoolFirst(moved) if tuning.pool_first else order, autocast:
+                loss = loss_fn(network(x), y)
+            loss.backward()
         optimizer.step()
 
     return step
@@ -117,6 +125,28 @@ class PrivateStep(NamedTuple):
     reason: str
 
 
+class Unguarded:
+    """Takes the place of the guard, which compares the weights between steps."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.parameters = trainable_parameters(network)
+
+    @contextmanager
+    def update(self, step: int) -> Iterator[None]:
+        del step
+        yield
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+
+class Quiet(Gaussian):
+    """Adds no noise."""
+
+    def add(self, summed: ClippedSum, step: int) -> Tensor:
+        del step
+        return summed.flat_grad
+
+
 def private_step(
     name: str,
     workload: Workload,
@@ -147,23 +177,21 @@ def private_step(
         engine, reason = choice.engine, choice.reason
     else:
         engine, reason = ENGINES.create(name, unit, **options), f"engine {name!r} was asked for"
-    parameters, layout = list(network.parameters()), FlatLayout.of(network)
-    clip, numbers = Fixed(), itertools.count()
-    noise = Gaussian(initial_noise_multiplier=1.0) if noise is None else noise
+    clip, numbers, layout = Fixed(), itertools.count(), FlatLayout.of(network)
+    noise = (Gaussian(initial_noise_multiplier=1.0) if noise is None else noise) if noisy else Quiet()
     clip.start(BOUND)
-    total = layout.zeros(layout.size) if reuse else None
+    total = layout.zeros(layout.size)
+    plan: Any = SimpleNamespace(noise=noise, unit=unit)
+    guard: Any = Unguarded(network)
+    update = Update(optimizer, plan, guard, layout, total, UpdateGraph(engine.cuda_graphs))
     unread: list[Tally] = []
 
     def step() -> None:
-        summed = engine.clipped_sum(network, loss_fn, Batch(x, y), clip, total)
+        summed = engine.clipped_sum(network, loss_fn, Batch(x, y), clip, total if reuse else None)
         if unread:
             unread.pop().read()  # as training does before its release
         unread.append(summed.tally)
-        released = noise.add(summed, next(numbers)) if noisy else summed.flat_grad
-        for parameter, gradient in zip(parameters, layout.views(released.div_(size)), strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-        optimizer.zero_grad()
+        update(summed, next(numbers))
 
     return PrivateStep(step, engine, reason)
 

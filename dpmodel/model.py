@@ -40,9 +40,9 @@ from dpmodel.training.step import PrivateStep
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, ONE_AT_A_TIME
 from mechanisms.engines.batch import first_tensor
-from mechanisms.engines.bookkeeping.engine import PRECISIONS
 from mechanisms.engines.modes import plain_modes
 from mechanisms.engines.power_iterations import PowerIterations
+from mechanisms.engines.precision import PRECISIONS
 from mechanisms.engines.probing import inference, mode
 from mechanisms.engines.state.pass_boundary import ISOLATION
 from mechanisms.noise import AUTO, NoiseMechanism, NoNoise
@@ -85,8 +85,8 @@ class DPModel(ClaimedModel):
         engine: ``"auto"``, or the name of an engine.
         physical_batch_size: Largest number of examples in memory at once; it changes no result. None: the whole batch;
             ``"auto"``: what fits half of the free memory.
-        precision: ``"fp32"``, or ``"bf16"``: forward and backward pass under autocast, with norms, clipping, sum and
-            noise in float32 (engine ``"bookkeeping"``).
+        precision: Of the forward and backward pass: ``"fp32"``, ``"tf32"`` (matrix products on a GPU) or ``"bf16"``
+            (autocast). Norms, clipping, sum and noise are in full float32 (engine ``"bookkeeping"``).
         timed_plans: Time the exact formulas of each layer on the first batch instead of estimating which is fastest
             (engine ``"bookkeeping"``). Two runs may then differ in their last bits.
         static_shapes: Pass the same number of examples through the network each time: rows of weight 0 make up for what

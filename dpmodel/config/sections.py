@@ -182,7 +182,8 @@ class PerformanceSection(Section):
         engine: ``auto``, or the name of an engine.
         physical_batch_size: Most examples in memory at once. null: the whole batch; ``auto``: as many as fit into half
             of the free memory.
-        precision: ``fp32``, or ``bf16`` to run forward and backward passes under autocast (engine ``bookkeeping``).
+        precision: Of forward and backward passes: ``fp32``, ``tf32`` (matrix products on a GPU) or ``bf16`` (autocast);
+            engine ``bookkeeping``.
         timed_plans: Time each layer's exact formulas on the first batch instead of estimating which one is fastest
             (engine ``bookkeeping``).
         static_shapes: Pass the same number of examples through the network each time; rows of weight 0 make up for what
@@ -200,7 +201,7 @@ class PerformanceSection(Section):
 
     engine: str = "auto"
     physical_batch_size: Annotated[int | Literal["auto"] | None, PlainValidator(_part_of_batch)] = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     timed_plans: bool = False
     static_shapes: bool | Literal["auto"] = "auto"
     cuda_graphs: bool = True

@@ -260,7 +260,7 @@ CHECKS: tuple[Check, ...] = (
         Refusal("`torch.utils.checkpoint` with `use_reentrant=True`: it hides gradients of single examples.",
             "Use `use_reentrant=False`."),
         Refusal("TF32 and other reduced float32 products: a clipped gradient could exceed its bound.",
-            "Call `torch.set_float32_matmul_precision('highest')`, or use `precision='bf16'`.", ConfigError),
+            "Call `torch.set_float32_matmul_precision('highest')`; use `precision='tf32'` or `'bf16'`.", ConfigError),
     ], reads="passes", setting="performance.engine"),
     Check("rows", DataError, [
         Refusal("A data set that repeats its rows, as oversampling does: the ledger accounts for one.",

@@ -1,10 +1,11 @@
-"""The precision in which clipped gradients are added up."""
+"""The precision of the forward and backward pass, and that in which clipped gradients are added up."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,12 +19,53 @@ _FULL = ("none", "ieee")
 _VARIABLES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 
 
+@dataclass(frozen=True)
+class Precision:
+    """The precision of a forward and backward pass; norms, factors and sums are always in full float32.
+
+    Args:
+        autocast: Autocast type of the forward pass; None: the parameters' own type.
+        products: Name of the precision of float32 matrix products in torch: ``"highest"``; or ``"high"``, which is TF32
+            on a GPU. On a CPU, few processors have such products.
+
+    Example:
+        >>> with PRECISIONS["tf32"].of_products():
+        ...     torch.get_float32_matmul_precision()
+        'high'
+    """
+
+    autocast: torch.dtype | None = None
+    products: str = "highest"
+
+    @contextmanager
+    def of_products(self) -> Iterator[None]:
+        """Matrix products have this precision inside, and the full one afterwards, whatever was set inside."""
+        torch.set_float32_matmul_precision(self.products)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+    @contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """Matrix products have full precision inside, and this one afterwards."""
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(self.products)
+
+
+#: Values of ``precision``.
+PRECISIONS = {"fp32": Precision(), "tf32": Precision(products="high"), "bf16": Precision(autocast=torch.bfloat16)}
+
+
 def require_full_products() -> None:
     """Refuse torch's faster, reduced-precision float32 products: clipped gradients could exceed their bound.
 
     An example is clipped by a norm in full precision; rounded to 8 or 10 bits in the sum, it could exceed the bound by
-    a thousandth or more. ``precision="bf16"`` is the safe way to speed: it reduces precision in the forward and
-    backward pass only. Convolutions on a GPU are not checked: no sum of clipped gradients uses them.
+    a thousandth or more. ``precision="tf32"`` and ``"bf16"`` are the safe way to speed: they reduce precision in the
+    forward and backward pass only. Convolutions on a GPU are not checked: no sum of clipped gradients uses them.
 
     Raises:
         ConfigError: Matrix products, or convolutions on the CPU, do not run in full float32.
@@ -33,7 +75,7 @@ def require_full_products() -> None:
             raise ConfigError(
                 f"the environment variable {variable}={os.environ[variable]} allows reduced-precision float32 "
                 "products, in which sums of clipped gradients could exceed their bound; unset it, and use "
-                "precision='bf16' for speed"
+                "precision='tf32' or 'bf16' for speed"
             )
     try:
         stated = torch.get_float32_matmul_precision()
@@ -42,7 +84,8 @@ def require_full_products() -> None:
     if stated != "highest":
         raise ConfigError(
             f"float32 matrix products are set to precision {stated!r}, in which sums of clipped gradients could exceed "
-            "their bound; call torch.set_float32_matmul_precision('highest'), and use precision='bf16' for speed"
+            "their bound; call torch.set_float32_matmul_precision('highest'), and use precision='tf32' or 'bf16' for "
+            "speed"
         )
     convolutions = getattr(getattr(torch.backends.mkldnn, "conv", None), "fp32_precision", "none")
     if convolutions not in _FULL:

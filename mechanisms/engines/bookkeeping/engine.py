@@ -37,6 +37,7 @@ from mechanisms.engines.cuda_graphs import place_of
 from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.precision import PRECISIONS
 from mechanisms.engines.state.settings import computing_settings
 from mechanisms.engines.tally import counts
 from mechanisms.engines.verification import disagreement
@@ -64,9 +65,6 @@ LARGEST_INSTANTIATED = 2**18
 
 _HOOKED = "has a backward hook, which would receive the gradients of the whole batch"
 
-#: Values of ``precision``, with their autocast types.
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
-
 
 @ENGINES.register("bookkeeping")
 class BookKeepingEngine(Engine):
@@ -78,8 +76,9 @@ class BookKeepingEngine(Engine):
     Args:
         unit: The clipped unit.
         physical_batch_size: Maximum number of examples in memory at once; None: the whole batch.
-        precision: ``"fp32"`` (the parameters' own type) or ``"bf16"``: forward and backward pass under autocast. Norms,
-            factors and sums are in float32 either way, so the bound on the influence of an example is the same.
+        precision: Of the forward and backward pass: ``"fp32"`` (the parameters' own type), ``"tf32"`` (float32 whose
+            matrix products are TF32 on a GPU) or ``"bf16"`` (autocast). Norms, factors and sums are in full float32
+            either way, so the bound on the influence of an example is the same.
         timed_plans: Time each layer's exact formulas on the first batch instead of estimating their cost (on a GPU they
             are always timed). Can be faster on unusual hardware; two runs may then differ in the last bits.
         cuda_graphs: On a GPU, replay passes that are equal in all but their data as CUDA graphs. Code of the network
@@ -227,11 +226,12 @@ class BookKeepingEngine(Engine):
         self, network: nn.Module, losses: ExampleLosses, blocks: list[int], layout: FlatLayout, batch: Batch
     ) -> tuple[tuple[dict[int, Term], Tensor], Tensor, Tensor]:
         """Terms and norms, the norms again, and the counts; see ``PassParts``."""
+        precision = PRECISIONS[self.precision]
         with self.boundary.user_code():
-            recorded = record_forward(network, losses, batch, self._survey, PRECISIONS[self.precision])
-        early = EarlyTerms(batch, self.formulas, self._scratch, layout.dtype)
+            recorded = record_forward(network, losses, batch, self._survey, precision)
+        early = EarlyTerms(batch, self.formulas, self._scratch, layout.dtype, precision)
         early.subscribe(recorded[0].records)
-        done = record_backward(recorded, self._survey, PRECISIONS[self.precision])
+        done = record_backward(recorded, self._survey, precision)
         loss_sum = batch.loss_sum(done.losses).to(layout.dtype)
         terms = early.terms | terms_of(layer_uses(done, batch.size, layout.dtype), batch, self.unit, self.formulas)
         for record in recorded[0].records:

@@ -23,7 +23,10 @@ from mechanisms.engines.bookkeeping.recorder import Record, Recorder
 from mechanisms.engines.bookkeeping.survey import Survey, draws_of
 from mechanisms.engines.isolation.isolated import isolated
 from mechanisms.engines.losses import ExampleLosses
+from mechanisms.engines.precision import PRECISIONS, Precision
 from monitors.errors import UnsupportedModuleError
+
+FULL = PRECISIONS["fp32"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Pass:
 
 
 def record_forward(
-    network: nn.Module, losses: ExampleLosses, batch: Batch, survey: Survey, precision: torch.dtype | None = None
+    network: nn.Module, losses: ExampleLosses, batch: Batch, survey: Survey, precision: Precision = FULL
 ) -> tuple[Recorder, Tensor]:
     """Records and losses (B,) of an isolated forward pass.
 
@@ -53,7 +56,7 @@ def record_forward(
         losses: Per-example losses.
         batch: Non-empty.
         survey: Survey of this network in its current mode.
-        precision: Autocast type; None: the parameters' own type.
+        precision: Precision of the pass.
     """
     order = PoolFirst(frozenset(survey.before_pools))
     with torch.enable_grad(), draws_of(survey.shared_draws):
@@ -72,7 +75,7 @@ def record_forward(
 def record_backward(
     recorded: tuple[Recorder, Tensor],
     survey: Survey,
-    precision: torch.dtype | None = None,
+    precision: Precision = FULL,
 ) -> Pass:
     """Differentiate the summed losses of a recorded pass with respect to the layers' outputs alone.
 
@@ -96,8 +99,9 @@ def record_backward(
     if values.requires_grad:
         with torch.enable_grad():
             # Losses under autocast may be in half precision, in which a sum over many examples rounds or overflows.
-            summed = values.float().sum() if precision else values.sum()
-        grads = torch.autograd.grad(summed, everything, allow_unused=True)
+            summed = values.float().sum() if precision.autocast else values.sum()
+        with precision.of_products():
+            grads = torch.autograd.grad(summed, everything, allow_unused=True)
     _refuse_strays(dict(zip(survey.parameters, grads[len(leaves) :], strict=False)))
     of_leaves = iter(grads)
     found = [
@@ -113,7 +117,7 @@ def _attempt(
     losses: ExampleLosses,
     batch: Batch,
     survey: Survey,
-    precision: torch.dtype | None,
+    precision: Precision,
     order: PoolFirst,
 ) -> tuple[Recorder, Tensor]:
     recorder = Recorder(batch.size)
@@ -122,14 +126,15 @@ def _attempt(
         found = losses(call_network(network, batch.rows_of(x)), batch.targets_of(y))
         return batch.mean_over_views(found).squeeze(0)
 
-    with recorder.watching(survey.sites), _autocast(batch, precision), order if survey.pools else nullcontext():
+    autocast, pooling = _autocast(batch, precision.autocast), order if survey.pools else nullcontext()
+    with recorder.watching(survey.sites), autocast, pooling, precision.of_products():
         return recorder, isolated(loss_of, batch.x, batch.y)
 
 
-def _autocast(batch: Batch, precision: torch.dtype | None) -> AbstractContextManager[object]:
-    if precision is None:
+def _autocast(batch: Batch, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    if dtype is None:
         return nullcontext()
-    return torch.autocast(first_tensor(batch.x).device.type, dtype=precision)
+    return torch.autocast(first_tensor(batch.x).device.type, dtype=dtype)
 
 
 def _refuse_unrecordable(records: Sequence[Record]) -> None:

@@ -19,6 +19,7 @@ from mechanisms.engines.bookkeeping.recorder import Record
 from mechanisms.engines.bookkeeping.scratch import Scratch
 from mechanisms.engines.bookkeeping.sites import Site
 from mechanisms.engines.bookkeeping.unit_members import UnitMembers
+from mechanisms.engines.precision import Precision
 from mechanisms.units import ClippedUnit
 
 
@@ -75,13 +76,17 @@ class EarlyTerms:
         formulas: Chooses among a layer's formulas.
         scratch: Provides memory for large arrays.
         dtype: Type of norms and sums.
+        precision: Precision of the pass, but not of the terms.
 
     Attributes:
         terms: Terms by position in the flat layout.
     """
 
-    def __init__(self, batch: Batch, formulas: FormulaBook, scratch: Scratch, dtype: torch.dtype) -> None:
-        self._batch, self._formulas, self._scratch, self._dtype = batch, formulas, scratch, dtype
+    def __init__(
+        self, batch: Batch, formulas: FormulaBook, scratch: Scratch, dtype: torch.dtype, precision: Precision
+    ) -> None:
+        self._batch, self._formulas, self._scratch = batch, formulas, scratch
+        self._dtype, self._precision = dtype, precision
         self.terms: dict[int, Term] = {}
 
     def subscribe(self, records: Sequence[Record]) -> None:
@@ -98,7 +103,8 @@ class EarlyTerms:
         """Compute the terms of a record."""
         assert record.rule is not None
         call = _call(record, grad, self._batch.size, self._dtype, self._scratch)
-        self.terms.update(_direct(record.site, record.flat_index, record.rule, call, self._formulas))
+        with self._precision.interrupted():
+            self.terms.update(_direct(record.site, record.flat_index, record.rule, call, self._formulas))
 
 
 def terms_of(uses: Sequence[LayerUse], batch: Batch, unit: ClippedUnit, formulas: FormulaBook) -> dict[int, Term]:

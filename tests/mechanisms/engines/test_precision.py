@@ -13,6 +13,7 @@ from torch import nn
 
 from mechanisms.clipping import CLIP
 from mechanisms.engines import ENGINES, Batch, BookKeepingEngine, LoopEngine, choose_engine
+from mechanisms.engines.bookkeeping import terms
 from mechanisms.engines.bookkeeping.recorder import Recorder
 from mechanisms.engines.precision import full_float32
 from mechanisms.engines.verification import disagreement
@@ -75,12 +76,12 @@ class WeightedLoss(nn.Module):
         return nn.functional.cross_entropy(outputs, targets[:, 0].long(), reduction="none") * targets[:, 1]
 
 
-def clipped_sum(network, x, y, clip_name, group_size=1, device="cpu", **options):
+def clipped_sum(network, x, y, clip_name, group_size=1, device="cpu", precision="bf16", **options):
     clip = CLIP.create(clip_name)
     clip.start(BOUND)
     units = max(len(y) // group_size, 1)
     ids = None if group_size == 1 else torch.arange(len(y), device=device) % units
-    engine = BookKeepingEngine(ClippedUnit(group_size, units), precision="bf16", **options)
+    engine = BookKeepingEngine(ClippedUnit(group_size, units), precision=precision, **options)
     return engine.clipped_sum(network, WeightedLoss(), Batch(x, y, ids, None if ids is None else units), clip)
 
 
@@ -98,8 +99,8 @@ def farthest_move(kind, clip_name, device="cpu", **options):
         if trial % 2:  # the added one points away from the others and dominates them
             x[:-1], y[:-1, 0], y[-1, 0], y[-1, 1] = x[:1].clone(), 0.0, 1.0, 500.0
         x, y = x.to(device), y.to(device)
-        with_it = clipped_sum(network, x, y, clip_name, **options)
-        without = clipped_sum(network, x[:-1], y[:-1], clip_name, **options)
+        with_it = clipped_sum(network, x, y, clip_name, device=device, **options)
+        without = clipped_sum(network, x[:-1], y[:-1], clip_name, device=device, **options)
         assert with_it.sensitivity == without.sensitivity == BOUND
         farthest = max(farthest, float((with_it.flat_grad - without.flat_grad).norm()) / with_it.sensitivity)
     return farthest
@@ -120,10 +121,12 @@ def test_shifted_chunk_boundaries_do_not_change_the_other_examples(kind):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_one_example_moves_the_sum_by_at_most_the_bound_on_a_gpu():
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_one_example_moves_the_sum_by_at_most_the_bound_on_a_gpu(precision):
     for kind in NETWORKS:
         for clip_name in CLIPS:
-            assert 0.85 <= farthest_move(kind, clip_name, device="cuda") <= ROUNDING, (kind, clip_name)
+            farthest = farthest_move(kind, clip_name, device="cuda", precision=precision)
+            assert 0.85 <= farthest <= ROUNDING, (kind, clip_name)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -212,6 +215,58 @@ def test_reduced_precision_cpu_convolutions_are_refused_too(coarse, clip):
         BookKeepingEngine(ClippedUnit(1, 6)).clipped_sum(image_network(), nn.CrossEntropyLoss(), batch, clip)
     finally:
         settings.fp32_precision = before
+
+
+class Setting(nn.Linear):
+    """Sets the precision of products for itself, and for what comes after it."""
+
+    def forward(self, x):
+        torch.set_float32_matmul_precision("medium")
+        return super().forward(x)
+
+
+@pytest.fixture
+def precisions(monkeypatch):
+    """The precision of products in the forward pass, in the terms of layers, and in the sum."""
+    seen, place = {"forward": [], "terms": [], "sum": []}, "mechanisms.engines.bookkeeping"
+
+    def noted(name, function):
+        def noting(*args, **kwargs):
+            seen[name].append(torch.get_float32_matmul_precision())
+            return function(*args, **kwargs)
+
+        return noting
+
+    monkeypatch.setattr(Recorder, "_watched", noted("forward", Recorder._watched))
+    monkeypatch.setattr(f"{place}.terms._direct", noted("terms", terms._direct))
+    monkeypatch.setattr(BookKeepingEngine, "_add", noted("sum", BookKeepingEngine._add))
+    return seen
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+@pytest.mark.parametrize(("precision", "name"), [("fp32", "highest"), ("tf32", "high"), ("bf16", "highest")])
+def test_only_passes_have_products_of_lower_precision(precision, name, group_size, precisions):
+    clipped_sum(image_network(), images(6), targets(6), "Fixed", group_size, precision=precision)
+    assert precisions["forward"][-1] == name  # a survey comes first
+    assert set(precisions["terms"] + precisions["sum"]) == {"highest"}
+    assert bool(precisions["terms"]) == (group_size == 1)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_a_precision_set_by_the_network_does_not_reach_norms_and_sums(precision, precisions):
+    network = nn.Sequential(nn.Flatten(), Setting(100, 5), nn.Tanh(), nn.Linear(5, 3))
+    clipped_sum(network, images(6), targets(6), "Fixed", precision=precision)
+    assert "medium" in precisions["forward"]
+    assert set(precisions["terms"] + precisions["sum"]) == {"highest"}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_products_have_full_precision_after_a_pass_that_fails():
+    network = nn.Sequential(nn.Flatten(), Setting(100, 5), nn.Unflatten(1, (2, 2)))
+    with pytest.raises(RuntimeError, match="unflatten"):
+        clipped_sum(network, images(6), targets(6), "Fixed", precision="tf32")
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def cudnn_settings():

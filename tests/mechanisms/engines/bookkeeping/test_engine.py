@@ -387,7 +387,7 @@ def test_half_precision_passes_keep_the_bound_on_every_unit(clip, group):
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="fp32, bf16, got 'fp8'"):
+    with pytest.raises(ValueError, match="fp32, tf32, bf16, got 'fp8'"):
         BookKeepingEngine(ClippedUnit(1, 4), precision="fp8")
 
 
