@@ -174,7 +174,7 @@ class ScheduledGaussian(NoiseMechanism):
 
     def add(self, summed: ClippedSum, step: int) -> torch.Tensor:
         """The private release, as in the base class, but without a second array of the model's size."""
-        return self.generator.add_normal_(summed.flat_grad, self.schedule(step) * summed.norm_bound)
+        return self.generator.add_normal_(summed.flat_grad, self.added_scale(step, summed.norm_bound))
 
     def added_scale(self, step: int, norm_bound: float) -> float:
         """``noise_multiplier(step) * norm_bound``."""

@@ -15,6 +15,7 @@ from mechanisms.engines.base import ClippedSum
 from mechanisms.engines.tally import Tally
 from mechanisms.noise import NoiseMechanism
 from mechanisms.normal_noise import stated_multiplier
+from mechanisms.overriding import speaks_for
 from mechanisms.rng import SecureGenerator
 from mechanisms.significance import SIGMAS, Floats, alike, repeated_at, unlikely_share, unlikely_spread
 from mechanisms.trial import PublicGenerators, once, preserve_position, refusal, trial_copy
@@ -139,6 +140,7 @@ class _Trial:
                 "Make event depend only on the step and the sensitivity factor",
             )
         if known:
+            self._require_same_scale(steps)
             return ()
         name, kinds = type(self.mechanism).__name__, ", ".join(sorted({type(event).__name__ for event in events}))
         return (f"the scale of the noise of {name} was not tried: its event ({kinds}) does not state normal noise",)
@@ -184,6 +186,14 @@ class _Trial:
 
     def _events(self, steps: Sequence[int]) -> list[PrivacyEvent]:
         return [self.mechanism.event(step, self.unit.sensitivity_factor) for step in steps]
+
+    def _require_same_scale(self, steps: Sequence[int]) -> None:
+        for step in steps if speaks_for(self.mechanism, "added_scale", "add") else ():
+            said, event = self.mechanism.added_scale(step, self.norm_bound), self._events([step])[0]
+            scale = (stated_multiplier(event) or 0.0) * self.unit.sensitivity_factor * self.norm_bound
+            if said is not None and not math.isclose(said, scale, rel_tol=1e-9):
+                finding = f"added_scale returned {said:g} at step {step}, but the event states {scale:g}"
+                raise self._refusal(finding, "Let both follow from the same schedule")
 
     def _samples(self, size: int, steps: Sequence[int], cases: Sequence[tuple[float, str]]) -> _Samples:
         twin, sums = trial_copy(self.mechanism), SecureGenerator().normal(size)

@@ -52,6 +52,31 @@ def test_an_event_without_the_sensitivity_factor_is_refused_only_for_micro_batch
         require_sound_noise(ForgetsTheFactor(), GROUP, LONG)
 
 
+class TwoScales(Gaussian):
+    """Adds the right noise, and states another scale for replays of it."""
+
+    def add(self, summed, step):
+        return self.generator.add_normal_(summed.flat_grad, self.schedule(step) * summed.norm_bound)
+
+    def added_scale(self, step, norm_bound):
+        return super().added_scale(step, norm_bound) / 2
+
+
+class HalfAdded(Gaussian):
+    """Adds and states half of the noise of its event."""
+
+    def added_scale(self, step, norm_bound):
+        return super().added_scale(step, norm_bound) / 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "finding"), [(TwoScales, r"added_scale returned 0\.5 .* event states 1\."), (HalfAdded, "is 0\\.5")]
+)
+def test_a_scale_for_replays_that_is_not_that_of_the_event_is_refused(wrong, finding):
+    with pytest.raises(UnprotectedUpdateError, match=f"failed its trial.*{finding}"):
+        require_sound_noise(wrong(), EXAMPLE, LONG)
+
+
 # Correct mechanisms
 
 
