@@ -156,6 +156,7 @@ def private_step(
     device: str = "cpu",
     noisy: bool = True,
     noise: NoiseMechanism | None = None,
+    groups: int | None = None,
     **options: Any,
 ) -> PrivateStep:
     """A step of one of our engines, and the engine.
@@ -168,10 +169,13 @@ def private_step(
         device: Device to train on.
         noisy: Whether noise is added.
         noise: The mechanism; default: ``Gaussian``.
+        groups: Number of micro-batches that are clipped as wholes; None: each example is clipped.
         options: Additional arguments of the engine.
     """
     network, (x, y) = fresh_network(workload, device), workload.batch(size, device)
-    optimizer, unit, loss_fn = optimizer_of(network), ClippedUnit(1, size), workload.loss()
+    optimizer, loss_fn = optimizer_of(network), workload.loss()
+    unit = ClippedUnit(1, size) if groups is None else ClippedUnit(size // groups, groups)
+    batch = Batch(x, y) if groups is None else Batch(x, y, torch.arange(size, device=device) % groups, groups)
     if name == "auto":
         choice = choose_engine(name, network, loss_fn, unit, Batch(x[:2], y[:2]), options=options)
         engine, reason = choice.engine, choice.reason
@@ -187,7 +191,7 @@ def private_step(
     unread: list[Tally] = []
 
     def step() -> None:
-        summed = engine.clipped_sum(network, loss_fn, Batch(x, y), clip, total if reuse else None)
+        summed = engine.clipped_sum(network, loss_fn, batch, clip, total if reuse else None)
         if unread:
             unread.pop().read()  # as training does before its release
         unread.append(summed.tally)

@@ -122,13 +122,17 @@ def terms_of(uses: Sequence[LayerUse], batch: Batch, unit: ClippedUnit, formulas
     rows: dict[int, Tensor] = {}
     for use in uses:
         # Norms do not add up over calls: a parameter with several uses, or an example with several rows or in a group,
-        # needs the sum of its gradients before the norm. Those are instantiated; all others take the cheapest formula.
-        direct = members is None and use.fold == 1 and len(use.calls) == 1
-        alone = {name: p for name, p in use.flat_index.items() if direct and counts[p] == 1}
+        # needs the sum of its gradients before the norm. Those are instantiated, unless the rule knows better; all
+        # others take the cheapest formula.
+        single = use.fold == 1 and len(use.calls) == 1
+        alone = {name: p for name, p in use.flat_index.items() if single and counts[p] == 1}
         if alone:
             assert use.rule is not None
-            terms.update(_direct(use.site, alone, use.rule, use.calls[0], formulas))
-        shared = {name: p for name, p in use.flat_index.items() if name not in alone}
+            if members is None:
+                terms.update(_direct(use.site, alone, use.rule, use.calls[0], formulas))
+            else:
+                terms.update(_of_units(alone, use.rule, use.calls[0], members, unit))
+        shared = {name: p for name, p in use.flat_index.items() if p not in terms}
         for position, gradient in _instantiated(use, shared, batch.size, members):
             mine = gradient.reshape(batch.num_units, -1)
             rows[position] = rows[position] + mine if position in rows else mine
@@ -152,6 +156,13 @@ def _direct(
         key = (site.name, name, *shapes)
         found[flat_index[name]] = formulas.run(key, options, partial(site.entries, flat_index[name]), call.output_grad)
     return found
+
+
+def _of_units(
+    flat_index: dict[str, int], rule: LayerRule, call: Call, members: UnitMembers, unit: ClippedUnit
+) -> dict[int, Term]:
+    found = rule.unit_terms(replace(call, wanted=tuple(flat_index)), members)
+    return {flat_index[name]: term.scaled(1 / unit.group_size) for name, term in found.items()}
 
 
 def _instantiated(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mechanisms.engines.batch import costs_a_wait
 from mechanisms.engines.bookkeeping.layers.rules import Call, Formula, LayerRule, Term, layer_rule, squared_norms
+from mechanisms.engines.bookkeeping.unit_members import UnitMembers
 
 
 @layer_rule(nn.Embedding)
@@ -29,6 +30,18 @@ class EmbeddingRule(LayerRule):
         tokens, g = _tokens(call)
         table = g.new_zeros(call.rows, *_weight(call).shape)
         return {"weight": table.scatter_add_(1, tokens.unsqueeze(2).expand_as(g), g)}
+
+    def summed_gradients(self, call: Call, members: UnitMembers) -> Mapping[str, Tensor]:
+        """``weight`` (units, V, D), dense, without the gradients of the examples."""
+        (tokens, g), size = _tokens(call), _weight(call).shape
+        places = tokens + size[0] * members.ids.unsqueeze(1)
+        table = g.new_zeros(members.units * size[0], size[1])
+        return {"weight": table.index_add_(0, places.flatten(), g.flatten(0, 1)).unflatten(0, (members.units, size[0]))}
+
+    def unit_terms(self, call: Call, members: UnitMembers) -> Mapping[str, Term]:
+        """Hold only the rows in use, unless the host would wait for a GPU to learn which."""
+        tokens, g = _tokens(call)
+        return {} if costs_a_wait(tokens) else {"weight": _segments(tokens, g, _weight(call), members)}
 
     def formulas(self, call: Call) -> Mapping[str, Sequence[Formula]]:
         """Hold only the rows in use; unchanged, if all examples have the same tokens without repetition.
@@ -82,10 +95,11 @@ def _same_tokens(tokens: Tensor, g: Tensor, weight: Tensor) -> Term:
     return Term(squared_norms(rows), add, (rows,))
 
 
-def _segments(tokens: Tensor, g: Tensor, weight: Tensor) -> Term:
-    batch = tokens.shape[0]
-    offsets = torch.arange(batch, device=tokens.device).unsqueeze(1) * weight.shape[0]
-    used, segment = torch.unique(tokens + offsets, return_inverse=True)
+def _segments(tokens: Tensor, g: Tensor, weight: Tensor, members: UnitMembers | None = None) -> Term:
+    """One row for each token of each example, or of each unit."""
+    batch = len(tokens) if members is None else members.units
+    units = torch.arange(batch, device=tokens.device) if members is None else members.ids
+    used, segment = torch.unique(tokens + weight.shape[0] * units.unsqueeze(1), return_inverse=True)
     rows = g.new_zeros(len(used), g.shape[2]).index_add_(0, segment.flatten(), g.flatten(0, 1))
     example = used // weight.shape[0]
     # In float64, since one square after the other is added.

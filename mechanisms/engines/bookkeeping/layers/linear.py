@@ -23,6 +23,9 @@ from mechanisms.engines.bookkeeping.unit_members import UnitMembers
 #: Gram matrices are considered up to this size, relative to that of the instantiated gradient.
 GRAM_LIMIT = 1.0
 
+#: Work of writing and reading an entry of an instantiated gradient, in multiply-adds.
+HELD_WORK = 12.0
+
 #: Up to this many outputs, the library's product over many rows is slow on a CPU; split in parts it is a third faster.
 FEW_OUTPUTS = 16
 LARGE_PRODUCT = 2**20
@@ -68,6 +71,17 @@ class LinearRule(LayerRule):
         found = {"weight": _product_per_unit(x, g, members)}
         return found | ({"bias": members.summed(g.sum(1))} if "bias" in call.wanted else {})
 
+    def unit_terms(self, call: Call, members: UnitMembers) -> Mapping[str, Term]:
+        """On a CPU, ``weight`` by the Gram matrices of the positions of all members, if they are few."""
+        x, g = _sequences(call)
+        if x.device.type != "cpu" or "weight" not in call.wanted or not members.most:
+            return {}
+        (fan_in, fan_out), positions = (x.shape[2], g.shape[2]), members.most * x.shape[1]
+        gram = members.units * _gram_work(positions, fan_in, fan_out)
+        if gram + _sum_work(x, g) > members.units * fan_in * fan_out * HELD_WORK:
+            return {}
+        return {"weight": _gram(*(members.beside(value).flatten(1, 2) for value in (x, g)))}
+
     def formulas(self, call: Call) -> Mapping[str, Sequence[Formula]]:
         """Vectors: product of norms. Sequences: instantiate, or use Gram matrices if there are few positions."""
         x, g = _sequences(call)
@@ -91,15 +105,22 @@ def weight_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
     (batch, positions, fan_in), fan_out = x.shape, g.shape[2]
     if positions == 1:
         return [Formula("norm product", partial(_norm_product, x.squeeze(1), g.squeeze(1)))]
-    instantiated = batch * fan_in * fan_out
-    gram = batch * positions**2
-    formulas = [
-        Formula("instantiate", partial(_instantiate, call, x, g), instantiated * (positions + 12.0), instantiated)
-    ]
+    held = batch * fan_in * fan_out
+    formulas = [Formula("instantiate", partial(_instantiate, call, x, g), held * (positions + HELD_WORK), held)]
     if positions**2 <= GRAM_LIMIT * fan_in * fan_out:
-        cost = 2.5 * gram * (fan_in + fan_out) + batch * positions * (fan_in * fan_out + 12.0 * (fan_in + fan_out))
-        formulas.append(Formula("Gram", partial(_gram, x, g), cost, 3 * gram))
+        cost = batch * (_gram_work(positions, fan_in, fan_out) + positions * fan_in * fan_out) + _sum_work(x, g)
+        formulas.append(Formula("Gram", partial(_gram, x, g), cost, 3 * batch * positions**2))
     return formulas
+
+
+def _gram_work(positions: int, fan_in: int, fan_out: int) -> float:
+    """Work of the Gram matrices of an example."""
+    return 2.5 * positions**2 * (fan_in + fan_out)
+
+
+def _sum_work(x: Tensor, g: Tensor) -> float:
+    """Work of reading and weighting x (B, T, I) and g (B, T, O) for a sum."""
+    return HELD_WORK * (x.numel() + g.numel())
 
 
 def _sequences(call: Call) -> tuple[Tensor, Tensor]:

@@ -83,6 +83,10 @@ class Term:
         """Add the clipped sum to ``out``, a flat view of the parameter's entries, for factors (B,)."""
         self.add(out, factors, *self.held)
 
+    def scaled(self, by: float) -> Term:
+        """The term of gradients that are ``by`` times as large."""
+        return replace(self, squared_norms=self.squared_norms * by**2, add=partial(_add_scaled, self.add, by))
+
     def keep(self, examples: Tensor) -> Term:
         """The same term without the examples where ``examples``, shape (B,), is False.
 
@@ -99,6 +103,10 @@ class Term:
             return torch.where(rows.view(-1, *[1] * (value.dim() - 1)), value, value.new_zeros(()))
 
         return replace(self, held=tuple(map(masked, self.held)))
+
+
+def _add_scaled(add: Callable[..., object], by: float, out: Tensor, factors: Tensor, *held: Tensor) -> None:
+    add(out, factors * by, *held)
 
 
 def _add_rows(out: Tensor, factors: Tensor, rows: Tensor) -> None:
@@ -170,6 +178,11 @@ class LayerRule(ABC):
     def summed_gradients(self, call: Call, members: UnitMembers) -> Mapping[str, Tensor]:
         """Gradients (units, *shape of the parameter) of every wanted parameter, summed over each unit's examples."""
         return {name: members.summed(rows) for name, rows in self.example_gradients(call).items()}
+
+    def unit_terms(self, call: Call, members: UnitMembers) -> Mapping[str, Term]:
+        """Terms, per unit, of the wanted parameters that need no instantiated gradient; by default, there are none."""
+        del call, members
+        return {}
 
     def formulas(self, call: Call) -> Mapping[str, Sequence[Formula]]:
         """The exact formulas for each wanted parameter; by default, only instantiation."""
