@@ -19,8 +19,8 @@ STEP_NOTES = (
     "medians over alternating rounds, measured between CUDA events. Ratios are medians over rounds of the times in one",
     "round; rows in bf16 and TF32 are compared with plain torch in that precision. Other rows use torch's defaults:",
     "convolutions in TF32, matrix products in full precision. `plain-graph` replays the whole step as one CUDA graph.",
-    "`dpmodel` is the default (engine `auto`) with secure noise; `-quiet` omits the noise. Peak memory includes",
-    "weights, momentum and batch.",
+    "`dpmodel` is the default (engine `auto`) with secure noise. Peak memory includes weights, momentum and",
+    "batch.",
     "Kernels (including copies and fills), waits of the host for the device, and milliseconds of device work are per",
     "step, as counted by torch's profiler.",
 )

@@ -89,14 +89,13 @@ def rows(
         "plain": partial(plain_step, PLAIN["plain"], workload, size, device),
         "dpmodel": ours("dpmodel"),
         "plain-graph": partial(graphed_plain_step, workload, size, device),
-        "dpmodel-quiet": ours("dpmodel-quiet", noisy=False),
         "dpmodel-eager": ours("dpmodel-eager", cuda_graphs=False),
         "opacus-hooks": partial(build, "opacus-hooks", workload, size, device),
-        "opacus-ghost": partial(build, "opacus-ghost", workload, size, device),
         "plain-bf16": partial(plain_step, PLAIN["plain-bf16"], workload, size, device),
         "dpmodel-bf16": ours("dpmodel-bf16", precision="bf16"),
         "plain-tf32": partial(plain_step, PLAIN["plain-tf32"], workload, size, device),
         "dpmodel-tf32": ours("dpmodel-tf32", precision="tf32"),
+        "opacus-ghost": partial(build, "opacus-ghost", workload, size, device),
     }
     return found
 
@@ -160,9 +159,9 @@ def _ready(make: Callable[[], Step], task: Task, order: int) -> ReadyStep:
     for _ in range(1 if task.quick else 3):
         step()
     finish(task.device)
-    peak = peak_bytes_of(step, task.device)
+    peak = peak_bytes_of(step, task.device, before)
     count = 1 if task.quick else steps_for(0.15, milliseconds(step, 1, task.device))
-    return ReadyStep(step, count, None if peak is None else (peak - before) / 2**20, order)
+    return ReadyStep(step, count, None if peak is None else peak / 2**20, order)
 
 
 def noise_section(task: Task) -> None:
@@ -213,7 +212,7 @@ def sections() -> list[Section]:
         for size in workload.gpu_batch_sizes
     ]
     return [
-        Section("tests", 6.0, tests_section),
+        Section("tests", 9.0, tests_section),
         Section("noise", 0.4, noise_section),
         *steps,
         Section("fit", 1.0, fit_section),

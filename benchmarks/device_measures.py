@@ -57,12 +57,16 @@ def steps_for(seconds: float, milliseconds_each: float, most: int = 300) -> int:
     return max(1, min(most, int(1e3 * seconds / max(milliseconds_each, 1e-3))))
 
 
-def held_bytes(device: str) -> int:
-    return torch.cuda.memory_allocated() if on_gpu(device) else 0
+def held_bytes(device: str) -> tuple[int, int]:
+    """Bytes that are allocated, and bytes that are reserved (for recorded graphs, for example)."""
+    if not on_gpu(device):
+        return 0, 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
 
 
-def peak_bytes_of(step: Step, device: str) -> int | None:
-    """Peak bytes on the GPU while ``step`` runs, including earlier allocations; None on the CPU.
+def peak_bytes_of(step: Step, device: str, before: tuple[int, int]) -> int | None:
+    """Peak bytes on the GPU while ``step`` runs, beyond what was held before it was made; None on the CPU.
 
     Tensors inside a recorded graph are not allocated in a replay, but the memory of the graph remains reserved.
     """
@@ -73,7 +77,8 @@ def peak_bytes_of(step: Step, device: str) -> int | None:
     step()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    return max(torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved())
+    allocated, reserved = before
+    return max(torch.cuda.max_memory_allocated() - allocated, torch.cuda.memory_reserved() - reserved)
 
 
 @dataclass(frozen=True)

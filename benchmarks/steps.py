@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 from peers import for_opacus, require_equal
-from torch import Tensor, nn
+from torch import nn
 from workloads import Workload
 
 from dpmodel.training.update import Update
 from dpmodel.training.update_graph import UpdateGraph
 from mechanisms.clipping import Fixed
-from mechanisms.engines import ENGINES, Batch, ClippedSum, Engine, FlatLayout, choose_engine
+from mechanisms.engines import ENGINES, Batch, Engine, FlatLayout, choose_engine
 from mechanisms.engines.bookkeeping.pool_first import PoolFirst, pooling_of
 from mechanisms.engines.memory import peak_bytes
 from mechanisms.engines.parameters import trainable_parameters
@@ -139,14 +139,6 @@ class Unguarded:
             parameter.grad = None
 
 
-class Quiet(Gaussian):
-    """Adds no noise."""
-
-    def add(self, summed: ClippedSum, step: int) -> Tensor:
-        del step
-        return summed.flat_grad
-
-
 def private_step(
     name: str,
     workload: Workload,
@@ -154,7 +146,6 @@ def private_step(
     reuse: bool = True,
     *,
     device: str = "cpu",
-    noisy: bool = True,
     noise: NoiseMechanism | None = None,
     groups: int | None = None,
     **options: Any,
@@ -167,7 +158,6 @@ def private_step(
         size: Examples in the batch.
         reuse: Whether the flat sum is reused from step to step, as in training.
         device: Device to train on.
-        noisy: Whether noise is added.
         noise: The mechanism; default: ``Gaussian``.
         groups: Number of micro-batches that are clipped as wholes; None: each example is clipped.
         options: Additional arguments of the engine.
@@ -182,7 +172,7 @@ def private_step(
     else:
         engine, reason = ENGINES.create(name, unit, **options), f"engine {name!r} was asked for"
     clip, numbers, layout = Fixed(), itertools.count(), FlatLayout.of(network)
-    noise = (Gaussian(initial_noise_multiplier=1.0) if noise is None else noise) if noisy else Quiet()
+    noise = Gaussian(initial_noise_multiplier=1.0) if noise is None else noise
     clip.start(BOUND)
     total = layout.zeros(layout.size)
     plan: Any = SimpleNamespace(noise=noise, unit=unit)

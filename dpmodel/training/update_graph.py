@@ -33,6 +33,11 @@ ROUNDING = 1e-5
 #: Largest deviation of the noise of a replay from what it should be, in standard deviations.
 MOST_DEVIATIONS = 8.0
 
+#: Entries of the noise that are compared at once, and zeros among them that may be chance.
+_BLOCK, _FEW_ZEROS = 1 << 20, 8
+
+_NO_MEMORY, _MOST_DOUBLINGS = "too little memory to record one", 10
+
 #: Modules of the optimizers whose steps are known to do nothing but update tensors.
 _KNOWN = ("torch.optim.", "dpmodel.optimizers")
 
@@ -86,7 +91,8 @@ class UpdateGraph:
         if not self.enabled or self.refusal is not None or device.type not in DEVICES:
             return None
         self._refuse(_cannot_record(optimizer, None if scale is None else update.generator))
-        settings = [value for group in optimizer.param_groups for name, value in group.items() if name != "params"]
+        groups = [(*group.items(), ("size", len(group["params"]))) for group in optimizer.param_groups]
+        settings = [value for group in groups for name, value in group if name != "params"]
         held = [value for values in optimizer.state.values() for value in values.values()]
         values = [*update.tensors, *settings, *(value for value in held if not isinstance(value, Tensor))]
         if any(isinstance(value, Tensor) and value.device != device for value in values):
@@ -118,9 +124,13 @@ class UpdateGraph:
         """
         self._equal = self._equal + 1 if key is not None and key == self._key else 1
         self._key, self._replay = key, None
-        before = _copies(update) if key is not None and self._equal > EQUAL_UPDATES else None
+        # Twice as many after each recording: a learning rate may change every few steps.
+        due = key is not None and self._equal > EQUAL_UPDATES << min(self.recorded, _MOST_DOUBLINGS)
+        before = _copies(update) if due else None
         yield
-        if before is not None and key == self.key(update, 1.0):
+        if due and before is None:
+            self._refuse(_NO_MEMORY)
+        elif before is not None and key == self.key(update, 1.0):
             with torch.no_grad():
                 self._make(update, before)
 
@@ -128,7 +138,7 @@ class UpdateGraph:
         """Record an update that has just led from ``before`` to the present values."""
         after, later = _copies(update), _copies(update)
         if after is None or later is None:
-            self._refuse("too little memory to record one")
+            self._refuse(_NO_MEMORY)
             return
         total, generator, position = update.total, update.generator, update.generator.state_dict()
         scale = torch.zeros((), dtype=total.dtype, device=total.device)
@@ -152,7 +162,9 @@ class UpdateGraph:
             with _capturable(update.optimizer):
                 without_noise(whole)  # which also loads the kernels
                 _write(later, update.tensors)
-                replay = as_cuda_graphs()(whole)
+                if not _is_mean(total, before[0], update.units):
+                    raise RuntimeError("the optimizer writes to the gradients; its fused form does not")
+                replay = as_cuda_graphs(total.device)(whole)
             _write(update.tensors, before)
             same: list[bool] = []
             for expected in (after, later):
@@ -186,8 +198,8 @@ def _cannot_record(optimizer: Optimizer, generator: object) -> str | None:
     kinds = [kind for kind in type(optimizer).__mro__ if issubclass(kind, Optimizer)]
     if not all(kind.__module__.startswith(_KNOWN) for kind in kinds):
         return f"{name} is not an optimizer of torch"
-    if not isinstance(optimizer, SGD) and not all(map(_on_device, optimizer.param_groups)):
-        return f"{name} computes on the host; it needs capturable=True"
+    if not all(_on_device(group, isinstance(optimizer, SGD)) for group in optimizer.param_groups):
+        return f"{name} computes on the host; it needs capturable=True or fused=True"
     step, own = type(optimizer).step, vars(optimizer).get("step")
     scheduled = getattr(own, "_wrapped_by_lr_sched", False) and getattr(own, "__wrapped__", None) is step
     if not inspect.unwrap(step).__module__.startswith(_KNOWN) or not (own is None or scheduled):
@@ -198,8 +210,10 @@ def _cannot_record(optimizer: Optimizer, generator: object) -> str | None:
     return None if hooks == [tell_guards] else f"{name} has a step hook"
 
 
-def _on_device(group: dict[str, Any]) -> bool:
-    return bool(group.get("capturable") or (group.get("fused") and "capturable" in group))
+def _on_device(group: dict[str, Any], is_sgd: bool) -> bool:
+    """Whether a step with these settings reads nothing on the host."""
+    numbers = not any(isinstance(value, Tensor) for name, value in group.items() if name != "params")
+    return bool(group.get("capturable") or group.get("fused") or (is_sgd and numbers))
 
 
 @contextmanager
@@ -232,11 +246,22 @@ def _is_same(found: Tensor, expected: Tensor) -> bool:
     return torch.equal(found, expected) or (found.is_floating_point() and equal_but_rounding(found, expected, ROUNDING))
 
 
+def _is_mean(total: Tensor, noisy: Tensor, units: float) -> bool:
+    """Whether ``total`` is the mean of a noisy sum, or zero where there is padding."""
+    return bool(((total == noisy / units) | (total == 0)).all())
+
+
 def _is_fresh(one: Tensor, other: Tensor, size: int) -> bool:
-    """Whether two vectors are independent standard normal numbers, except for zeros, which leave ``size`` numbers."""
-    numbers = [value[value != 0].double() for value in (one, other)]
-    if any(len(value) != size or not bool(value.isfinite().all()) for value in numbers) or torch.equal(one, other):
+    """Whether two vectors are independent standard normal numbers, except for zeros, which leave ``size`` numbers.
+
+    In float32, a normal number is zero once in 2**33 times.
+    """
+    blocks = list(zip(one.split(_BLOCK), other.split(_BLOCK), strict=True))
+    zeros = [sum(int((pair[at] == 0).sum()) for pair in blocks) - (len(one) - size) for at in (0, 1)]
+    if any(not 0 <= surplus <= _FEW_ZEROS for surplus in zeros) or torch.equal(one, other):
         return False
-    squares = max(abs(float(value.square().mean()) - 1.0) / math.sqrt(2.0 / size) for value in numbers)
-    product = abs(float((numbers[0] * numbers[1]).mean())) * math.sqrt(size)
-    return max(squares, product) <= MOST_DEVIATIONS
+    wide = ((first.double(), second.double()) for first, second in blocks)
+    sums = torch.stack([torch.stack([a.dot(a), b.dot(b), a.dot(b)]) for a, b in wide]).sum(0)
+    squares, others, products = (sums / size).tolist()
+    deviations = (squares - 1) / math.sqrt(2), (others - 1) / math.sqrt(2), products
+    return all(abs(each) * math.sqrt(size) <= MOST_DEVIATIONS for each in deviations)

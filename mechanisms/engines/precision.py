@@ -79,7 +79,7 @@ def require_full_products() -> None:
             )
     try:
         stated = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the backends have different settings
+    except RuntimeError:  # a setting of one kind of products, such as torch.backends.cuda.matmul.fp32_precision
         stated = "mixed"
     if stated != "highest":
         raise ConfigError(

@@ -78,24 +78,24 @@ class FormulaBook:
         choice = self._by_size.get(sized)
         if choice is None:
             timed = len(formulas) > 1 and (self.timed or on_gpu)
-            choice = self._by_size[sized] = self.choices[key] = _chosen(formulas, entries, timed)
+            choice = self._by_size[sized] = self.choices[key] = _chosen(formulas, entries, timed, like)
         if len(formulas) == 1:
             return formulas[0].run()
         return next(formula for formula in formulas if formula.name == choice.formula).run()
 
 
-def _chosen(formulas: Sequence[Formula], entries: Callable[[], int], timed: bool) -> FormulaChoice:
-    figures = {formula.name: _milliseconds(formula, entries()) if timed else formula.cost for formula in formulas}
+def _chosen(formulas: Sequence[Formula], entries: Callable[[], int], timed: bool, like: Tensor | None) -> FormulaChoice:
+    figures = {formula.name: _milliseconds(formula, entries(), like) if timed else formula.cost for formula in formulas}
     if timed and not math.isfinite(min(figures.values())):
         return FormulaChoice(min(formulas, key=lambda formula: formula.elements).name, figures, timed)
     return FormulaChoice(min(figures, key=figures.__getitem__), figures, timed)
 
 
-def _milliseconds(formula: Formula, entries: int) -> float:
+def _milliseconds(formula: Formula, entries: int, like: Tensor | None) -> float:
     """The fastest of a few rounds; infinity if the device lacks the memory, or the library a kernel."""
     try:
-        _once(formula, entries)  # loads kernels and allocates memory
-        return min(_once(formula, entries) for _ in range(ROUNDS))
+        _once(formula, entries, like)  # loads kernels and allocates memory
+        return min(_once(formula, entries, like) for _ in range(ROUNDS))
     except RuntimeError:
         if not torch.cuda.is_initialized():
             raise
@@ -103,16 +103,16 @@ def _milliseconds(formula: Formula, entries: int) -> float:
         return math.inf
 
 
-def _once(formula: Formula, entries: int) -> float:
-    _wait()
+def _once(formula: Formula, entries: int, like: Tensor | None) -> float:
+    _wait(like)
     start = time.perf_counter()
     term = formula.run()
     out = term.squared_norms.new_zeros(entries)
     term.add_to(out, torch.ones_like(term.squared_norms))
-    _wait()
+    _wait(like)
     return 1e3 * (time.perf_counter() - start)
 
 
-def _wait() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.current_stream().synchronize()
+def _wait(like: Tensor | None) -> None:
+    if like is not None and like.device.type == "cuda":
+        torch.cuda.current_stream(like.device).synchronize()

@@ -79,14 +79,14 @@ class RecordedPass:
         terms: list[Any] = []
 
         def to_norms() -> None:
+            terms.clear()
             found, norms, counts = parts.norms_of(self._batch)
             self._norms.copy_(norms)
             self._counts.copy_(counts)
             terms.append(found)
 
         def from_factors() -> None:
-            # Without the terms, the tensors of a pass can be reached by its replay only.
-            parts.add(terms.pop(), self._factors)
+            parts.add(terms[0], self._factors)
 
         def all_of_it() -> None:
             to_norms()
@@ -96,6 +96,7 @@ class RecordedPass:
         self._whole = record(all_of_it) if whole else None
         if self._whole is None:
             self._to_norms, self._from_factors = record(to_norms), record(from_factors)
+        terms.clear()  # now only a replay reaches the tensors of a pass
 
     def run(self, parts: PassParts, batch: Batch) -> tuple[Tensor, HostCopy]:
         """Replay the pass on a batch, with the current factors; return the norms and the counts."""
@@ -208,7 +209,8 @@ class PassGraphs:
         own = _reversed(batch)  # a replay that read this batch instead of the next one would show at once
         try:
             with boundary.around(own, watched=True):  # a tensor that escaped would show all batches to come
-                made = RecordedPass(parts, own, found[0], (self._record or as_cuda_graphs)(), whole=whole)
+                record = self._record() if self._record is not None else as_cuda_graphs(total.device)
+                made = RecordedPass(parts, own, found[0], record, whole=whole)
         except UnprotectedUpdateError:
             raise
         except Exception as error:  # whatever in the network or in PyTorch cannot be recorded

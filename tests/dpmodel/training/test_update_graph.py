@@ -30,7 +30,7 @@ def tapes(monkeypatch):
     """Lets updates on a CPU be recorded as operators, with noise made of operators too; returns all recordings."""
     made = []
 
-    def counted():
+    def counted(device):
         record = on_tape()
 
         def recording(function):
@@ -81,12 +81,18 @@ OPTIMIZERS = {
     "MindSpore's momentum": functools.partial(Momentum, learning_rate=0.1),
     "fused adam": functools.partial(optim.Adam, lr=0.01, amsgrad=True, fused=True),
     "fused adamw": functools.partial(optim.AdamW, lr=0.01, fused=True),
+    "nesterov of single tensors": functools.partial(optim.SGD, lr=0.1, momentum=0.9, nesterov=True, foreach=False),
     "two groups": lambda parameters: two_groups(list(parameters)),
 }
 
 
 def two_groups(parameters):
     return optim.SGD([{"params": parameters[:1], "lr": 0.5}, {"params": parameters[1:]}], lr=0.1, momentum=0.9)
+
+
+def two_groups_at_first(parameters):
+    first, *others = parameters
+    return optim.SGD([{"params": [first], "lr": 0.5}, {"params": others, "lr": 0.1}], lr=0.1)
 
 
 @pytest.fixture
@@ -186,11 +192,26 @@ class Scheduled(Callback):
                 group["lr"] *= 0.9
 
 
-@pytest.mark.parametrize(("steps", "recorded"), [(range(STEPS), 0), ([5], 2), ([11], 1)])
+@pytest.mark.parametrize(("steps", "recorded"), [(range(16), 0), ([5], 2), ([13], 1), ([4, 8, 12], 1)])
 def test_a_new_learning_rate_ends_the_recording(steps, recorded, fitted, tapes):
-    found = fitted(callbacks=[Scheduled(steps)], epochs=3)
+    found = fitted(callbacks=[Scheduled(steps)], epochs=4)
     assert len(tapes) == recorded
-    require_same(found, fitted(callbacks=[Scheduled(steps)], epochs=3, cuda_graphs=False))
+    require_same(found, fitted(callbacks=[Scheduled(steps)], epochs=4, cuda_graphs=False))
+
+
+def test_a_parameter_that_moves_to_another_group_ends_the_recording(fitted, tapes):
+    class Moving(Callback):
+        def on_train_step_begin(self, run):
+            if run.step == 6:
+                first, second = run.optimizer.param_groups
+                second["params"].insert(0, first["params"].pop())
+
+    def fit(**options):
+        return fitted(two_groups_at_first, callbacks=[Moving()], epochs=4, **options)
+
+    found = fit()
+    assert len(tapes) == 2
+    require_same(found, fit(cuda_graphs=False))
 
 
 def test_a_scheduler_of_torch_does_not_prevent_a_recording(fitted, tapes):
@@ -244,10 +265,12 @@ def hooked(parameters):
         ({"noise": Counted()}, "is not independent normal noise that is added in place"),
         ({"build": OwnSGD}, "OwnSGD is not an optimizer of torch"),
         ({"build": optim.Adam}, "needs capturable=True"),
+        ({"build": functools.partial(SGD, lr=torch.tensor(0.1))}, "needs capturable=True or fused=True"),
+        ({"build": functools.partial(SGD, momentum=0.9, nesterov=True, foreach=True)}, "writes to the gradients"),
         ({"build": replaced}, "SGD.step was replaced"),
         ({"build": hooked}, "SGD has a step hook"),
     ],
-    ids=["own noise", "own optimizer", "host", "replaced step", "hook"],
+    ids=["own noise", "own optimizer", "host", "tensor", "gradients", "replaced step", "hook"],
 )
 def test_what_a_replay_could_leave_out_is_not_recorded(options, reason, fitted, tapes):
     model = fitted(**options)
@@ -325,7 +348,7 @@ def once(function):
     ],
 )
 def test_a_recording_that_does_something_else_is_not_used(record, reason, fitted, tapes, monkeypatch):
-    monkeypatch.setattr(update_graph, "as_cuda_graphs", lambda: record)
+    monkeypatch.setattr(update_graph, "as_cuda_graphs", lambda device: record)
     found = fitted(OPTIMIZERS["momentum"])
     assert reason in found.explain_engine()
     require_same(found, fitted(OPTIMIZERS["momentum"], cuda_graphs=False))
@@ -333,7 +356,7 @@ def test_a_recording_that_does_something_else_is_not_used(record, reason, fitted
 
 @pytest.mark.parametrize("error", [RuntimeError("operation not permitted\nmore"), torch.OutOfMemoryError("too large")])
 def test_a_recording_that_fails_changes_nothing(error, fitted, tapes, monkeypatch):
-    def failing():
+    def failing(device):
         raise error
 
     monkeypatch.setattr(update_graph, "as_cuda_graphs", failing)
@@ -343,10 +366,19 @@ def test_a_recording_that_fails_changes_nothing(error, fitted, tapes, monkeypatc
     assert all(group["capturable"] is False for group in found.optimizer.param_groups)
 
 
-def test_without_memory_for_copies_nothing_is_recorded(fitted, tapes, monkeypatch):
-    monkeypatch.setattr(update_graph, "_copies", lambda update: None)
+@pytest.mark.parametrize("fitting", [0, 1, 2])
+def test_without_memory_for_copies_nothing_is_recorded(fitting, fitted, tapes, monkeypatch):
+    tried, copies = [], update_graph._copies
+
+    def scarce(update):
+        tried.append(update)
+        return copies(update) if len(tried) <= fitting else None
+
+    monkeypatch.setattr(update_graph, "_copies", scarce)
     found = fitted()
     assert not tapes
+    assert len(tried) <= 3  # not in every step
+    assert "too little memory to record one" in found.explain_engine()
     require_same(found, fitted(cuda_graphs=False))
 
 
@@ -355,7 +387,7 @@ def test_an_interrupted_recording_leaves_the_weights_of_the_update(fitted, tapes
         def on_train_end(self, run):
             self.weights = torch.cat([value.detach().flatten() for value in run.network.parameters()])
 
-    def interrupting():
+    def interrupting(device):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(update_graph, "as_cuda_graphs", interrupting)

@@ -126,7 +126,8 @@ def test_one_example_moves_the_sum_by_at_most_the_bound_on_a_gpu(precision):
     for kind in NETWORKS:
         for clip_name in CLIPS:
             farthest = farthest_move(kind, clip_name, device="cuda", precision=precision)
-            assert 0.85 <= farthest <= ROUNDING, (kind, clip_name)
+            # There, the rounding of the other examples may depend on the size of the batch.
+            assert 0.85 <= farthest <= 1 + 1e-3, (kind, clip_name)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -53,7 +53,11 @@ class OnGPU:
         return self.size
 
 
-def test_formulas_are_timed_on_a_gpu_once_for_each_power_of_two_of_examples():
+def test_formulas_are_timed_on_a_gpu_once_for_each_power_of_two_of_examples(monkeypatch):
+    waited = []
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: waited.append(device))
+    )
     book, runs = FormulaBook(), []
 
     def counted(name, cost, seconds):
@@ -69,6 +73,7 @@ def test_formulas_are_timed_on_a_gpu_once_for_each_power_of_two_of_examples():
         assert runs[-1] == fast
         assert len(runs) == (1 if size in (530, 600) else 2 * (ROUNDS + 1) + 1)
         assert book.choices["layer", "weight"].timed
+    assert set(waited) == {OnGPU.device}
 
 
 def test_a_formula_that_does_not_fit_into_gpu_memory_is_not_chosen(monkeypatch):
@@ -76,7 +81,7 @@ def test_a_formula_that_does_not_fit_into_gpu_memory_is_not_chosen(monkeypatch):
         raise torch.OutOfMemoryError("of the device")
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     book, large = FormulaBook(), Formula("large", fails, 1.0, 10.0)
     book.run(("layer",), [large, formula("small", 2.0)], lambda: 4, OnGPU(8))
