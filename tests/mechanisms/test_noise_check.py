@@ -70,7 +70,8 @@ class HalfAdded(Gaussian):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "finding"), [(TwoScales, r"added_scale returned 0\.5 .* event states 1\."), (HalfAdded, "is 0\\.5")]
+    ("wrong", "finding"),
+    [(TwoScales, r"added_scale returned 0\.5 .* event states 1\."), (HalfAdded, "times the stated one")],
 )
 def test_a_scale_for_replays_that_is_not_that_of_the_event_is_refused(wrong, finding):
     with pytest.raises(UnprotectedUpdateError, match=f"failed its trial.*{finding}"):
