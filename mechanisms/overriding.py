@@ -22,8 +22,14 @@ def speaks_for(owner: object, statement: str, method: str) -> bool:
     if {statement, method} & vars(owner).keys():
         return False
     stated, defined = (_definer(type(owner), name) for name in (statement, method))
-    return issubclass(stated, defined)
+    return issubclass(stated, defined) and _is_own(defined, method)
 
 
 def _definer(kind: type, name: str) -> type:
     return next(each for each in kind.__mro__ if name in vars(each))
+
+
+def _is_own(kind: type, name: str) -> bool:
+    """Whether a method was defined in the body of its class, rather than assigned to it later."""
+    method = vars(kind)[name]
+    return getattr(method, "__qualname__", None) == f"{kind.__qualname__}.{name}" and not hasattr(method, "__wrapped__")

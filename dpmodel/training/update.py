@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -14,6 +16,7 @@ from dpmodel.training.guard import UpdateGuard
 from dpmodel.training.update_graph import UpdateGraph
 from mechanisms.engines.base import ClippedSum
 from mechanisms.engines.parameters import FlatLayout
+from mechanisms.normal_noise import stated_multiplier
 from mechanisms.overriding import speaks_for
 from mechanisms.rng import SecureGenerator
 
@@ -53,10 +56,12 @@ class Update:
         if scale is not None and self.graph.has(key, scale):
             with self.guard.update(step):
                 self.graph.replay(scale)
+                self._mark_written()
             return
         noisy = self.ranks.released(lambda: self.plan.noise.add(summed, step), summed)
         with self.guard.update(step), self.graph.around_step(key, self):
             self.descend(noisy)
+            self._mark_written()
 
     @property
     def generator(self) -> SecureGenerator:
@@ -91,9 +96,17 @@ class Update:
                 parameters[name].grad[row] = 0.0  # type: ignore[index]
         self.optimizer.step()
 
+    def _mark_written(self) -> None:
+        """Raise the versions of the parameters, which replays and fused steps leave as they are."""
+        torch.autograd.graph.increment_version(tuple(self.guard.parameters.values()))
+
     def _scale(self, summed: ClippedSum, step: int) -> float | None:
         """Standard deviation of the noise, if it is independent normal noise that is added in place; otherwise None."""
-        noise = self.plan.noise
+        noise, factor = self.plan.noise, self.plan.unit.sensitivity_factor
         if summed.flat_grad is not self.total or not speaks_for(noise, "added_scale", "add"):
             return None
-        return noise.added_scale(step, summed.norm_bound)
+        scale, stated = noise.added_scale(step, summed.norm_bound), stated_multiplier(noise.event(step, factor))
+        if scale is None or stated is None:
+            return None
+        # With another scale than that of its event, noise comes from the mechanism itself, which was tried.
+        return scale if math.isclose(scale, stated * factor * summed.norm_bound, rel_tol=1e-9) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
-from torch.optim import optimizer as torch_optimizers
+from torch.optim import Optimizer
 
-from dpmodel.training.guard import tell_guards
+from dpmodel.training.recordable import cannot_record, settings_of
 from mechanisms.chacha.stream import SINGLE_SCALES
 from mechanisms.engines.cuda_graphs import as_cuda_graphs, equal_but_rounding, place_of, why_it_failed
-from mechanisms.rng import SecureGenerator
 
 if TYPE_CHECKING:
     from dpmodel.training.update import Update
@@ -38,9 +35,6 @@ _BLOCK, _FEW_ZEROS = 1 << 20, 8
 
 _NO_MEMORY, _MOST_DOUBLINGS = "too little memory to record one", 10
 
-#: Modules of the optimizers whose steps are known to do nothing but update tensors.
-_KNOWN = ("torch.optim.", "dpmodel.optimizers")
-
 
 class UpdateGraph:
     """Records an update, and replays it with fresh noise as long as it is the same.
@@ -55,12 +49,14 @@ class UpdateGraph:
     Attributes:
         refusal: Why updates are not recorded; None if nothing prevents it.
         recorded: Number of recordings so far.
+        updates: Number of updates so far.
+        replayed: Number of those that were replays.
     """
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
         self.refusal: str | None = None
-        self.recorded = 0
+        self.recorded = self.updates = self.replayed = 0
         self.forget()
 
     def forget(self) -> None:
@@ -76,9 +72,9 @@ class UpdateGraph:
             return []
         if self.refusal is not None:
             return [f"  updates are not replayed as CUDA graphs: {self.refusal}"]
-        if self.recorded:
-            return [f"  updates are replayed as CUDA graphs ({self.recorded} recorded)"]
-        return [f"  updates are replayed as CUDA graphs once {EQUAL_UPDATES} in a row had the same learning rate"]
+        if self.replayed:
+            return [f"  {self.replayed:,} of {self.updates:,} updates were replayed as CUDA graphs"]
+        return [f"  updates are replayed as CUDA graphs once {EQUAL_UPDATES} in a row were equal in their settings"]
 
     def key(self, update: Update, scale: float | None) -> tuple[Any, ...] | None:
         """All that an update depends on but the values of tensors and the scale of the noise; None: not recorded.
@@ -87,21 +83,16 @@ class UpdateGraph:
             update: The update.
             scale: Standard deviation of the noise, if it is independent normal noise that is added in place.
         """
-        device, optimizer = update.total.device, update.optimizer
+        device = update.total.device
+        self.updates += 1
         if not self.enabled or self.refusal is not None or device.type not in DEVICES:
             return None
-        self._refuse(_cannot_record(optimizer, None if scale is None else update.generator))
-        groups = [(*group.items(), ("size", len(group["params"]))) for group in optimizer.param_groups]
-        settings = [value for group in groups for name, value in group if name != "params"]
-        held = [value for values in optimizer.state.values() for value in values.values()]
-        values = [*update.tensors, *settings, *(value for value in held if not isinstance(value, Tensor))]
-        if any(isinstance(value, Tensor) and value.device != device for value in values):
+        self._refuse(cannot_record(update.optimizer, None if scale is None else update.generator))
+        if self.refusal is None and any(value.device != device for value in update.tensors):
             self._refuse("the optimizer holds a tensor on a different device")
         if self.refusal is not None:
             return None
-        stream = update.generator.stream_on(device) if device.type == "cuda" else update.generator
-        places = [place_of(value) if isinstance(value, Tensor) else value for value in values]
-        return stream, type(optimizer).step, update.units, *places
+        return self._key_of(update)
 
     def has(self, key: tuple[Any, ...] | None, scale: float) -> bool:
         """Whether there is a recording of this update that can make noise of this standard deviation."""
@@ -113,6 +104,7 @@ class UpdateGraph:
         assert self._replay is not None
         self._scale.fill_(scale)
         self._replay()
+        self.replayed += 1
 
     @contextmanager
     def around_step(self, key: tuple[Any, ...] | None, update: Update) -> Iterator[None]:
@@ -130,9 +122,15 @@ class UpdateGraph:
         yield
         if due and before is None:
             self._refuse(_NO_MEMORY)
-        elif before is not None and key == self.key(update, 1.0):
+        elif before is not None and key == self._key_of(update):
             with torch.no_grad():
                 self._make(update, before)
+
+    def _key_of(self, update: Update) -> tuple[Any, ...]:
+        device = update.total.device
+        stream = update.generator.stream_on(device) if device.type == "cuda" else update.generator
+        places, settings = map(place_of, update.tensors), settings_of(update.optimizer)
+        return stream, type(update.optimizer).step, type(update.plan.noise).add, update.units, *places, *settings
 
     def _make(self, update: Update, before: Sequence[Tensor]) -> None:
         """Record an update that has just led from ``before`` to the present values."""
@@ -188,32 +186,6 @@ class UpdateGraph:
         if reason is not None:
             self.refusal = reason
             self.forget()
-
-
-def _cannot_record(optimizer: Optimizer, generator: object) -> str | None:
-    """Why a replay of the optimizer's step, or of its noise, could leave something out; None if it cannot."""
-    name = type(optimizer).__name__
-    if type(generator) is not SecureGenerator:
-        return "the noise is not independent normal noise that is added in place"
-    kinds = [kind for kind in type(optimizer).__mro__ if issubclass(kind, Optimizer)]
-    if not all(kind.__module__.startswith(_KNOWN) for kind in kinds):
-        return f"{name} is not an optimizer of torch"
-    if not all(_on_device(group, isinstance(optimizer, SGD)) for group in optimizer.param_groups):
-        return f"{name} computes on the host; it needs capturable=True or fused=True"
-    step, own = type(optimizer).step, vars(optimizer).get("step")
-    scheduled = getattr(own, "_wrapped_by_lr_sched", False) and getattr(own, "__wrapped__", None) is step
-    if not inspect.unwrap(step).__module__.startswith(_KNOWN) or not (own is None or scheduled):
-        return f"{name}.step was replaced"
-    hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
-    hooks += [*torch_optimizers._global_optimizer_pre_hooks.values()]
-    hooks += [*torch_optimizers._global_optimizer_post_hooks.values()]
-    return None if hooks == [tell_guards] else f"{name} has a step hook"
-
-
-def _on_device(group: dict[str, Any], is_sgd: bool) -> bool:
-    """Whether a step with these settings reads nothing on the host."""
-    numbers = not any(isinstance(value, Tensor) for name, value in group.items() if name != "params")
-    return bool(group.get("capturable") or group.get("fused") or (is_sgd and numbers))
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def choose_engine(
             refusal = _refusal(candidate, options or {}, network, loss_fn, unit, example)
         if refusal is None or (isolation == "trust" and candidate == _LAST_RESORT):
             limit = None if isinstance(physical_batch_size, str) else physical_batch_size
-            engine: Engine = ENGINES.create(candidate, unit, limit, **(options or {}))
+            engine: Engine = ENGINES.create(candidate, unit, limit, **_accepted(candidate, options or {}))
             engine.boundary.isolation = isolation
             if physical_batch_size == "auto":
                 engine.physical_batch_size = auto_physical_batch_size(
@@ -138,11 +138,18 @@ def _refusal(
     name: str, options: Mapping[str, Any], network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch
 ) -> str | None:
     engine = ENGINES.get(name)
-    unknown = [option for option in options if option not in signature(engine).parameters]
+    accepted = _accepted(name, options)
+    # An engine without an option may be as the option asks anyway: without CUDA graphs, for example.
+    unknown = [each for each, value in options.items() if each not in accepted and getattr(engine, each, None) != value]
     if unknown:
         return f"it has no option {', '.join(map(repr, unknown))}"
     with preserve_state(network, loss_fn):
         return engine.refuses(network, loss_fn, unit, example)
+
+
+def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    known = signature(ENGINES.get(name)).parameters
+    return {option: value for option, value in options.items() if option in known}
 
 
 def _refuse_reentrant(network: nn.Module, example: Batch) -> None:

@@ -260,7 +260,7 @@ class BookKeepingEngine(Engine):
         """All that the kernels of a pass depend on but the values of its tensors; None if passes are not recorded."""
         if self._of_step is None or not self.graphs.records_on(total.device):
             return None
-        return shapes_of(batch), total.data_ptr(), *blocks, *self._of_step
+        return shapes_of(batch), total.data_ptr(), self.precision, *blocks, *self._of_step
 
     def _prepare(self, network: nn.Module, batch: Batch) -> None:
         """Survey the network if its structure, its mode or its trainable parameters have changed."""
@@ -291,13 +291,13 @@ class BookKeepingEngine(Engine):
         self._fast_chunk = _cache_friendly_chunk(self._survey) if on_cpu else None
 
 
-def _constants_of_factors(clip: ClipMechanism, blocks: int) -> tuple[float, ...] | None:
+def _constants_of_factors(clip: ClipMechanism, blocks: int) -> tuple[object, ...] | None:
     """All that ``bounded_factors`` depends on besides norms and fillers; None if it is not known or not recorded."""
     bounds = block_bounds_of(clip, blocks)
     stated = clip.constants(blocks) if speaks_for(clip, "constants", "factors") else None
     if stated is None or len(set(bounds)) > 1:  # different bounds are copied from the host
         return None
-    return *bounds, *stated
+    return type(clip).factors, *bounds, *stated
 
 
 def _structure(network: nn.Module) -> list[object]:

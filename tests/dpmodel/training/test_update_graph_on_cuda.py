@@ -75,7 +75,7 @@ OPTIMIZERS = {
 def test_replays_give_the_weights_of_the_updates(name, dtype):
     found, expected = Keeping(), Keeping()
     model = fitted(OPTIMIZERS[name], callbacks=[found], dtype=dtype)
-    assert "updates are replayed as CUDA graphs (1 recorded)" in model.explain_engine()
+    assert "updates were replayed as CUDA graphs" in model.explain_engine()
     fitted(OPTIMIZERS[name], callbacks=[expected], dtype=dtype, cuda_graphs=False)
     assert len(found.kept) == STEPS
     for replayed, weights in zip(found.kept, expected.kept, strict=True):
@@ -86,7 +86,7 @@ def test_replays_give_the_weights_of_the_updates(name, dtype):
 def test_the_noise_of_replays_is_fresh_and_has_the_scale_of_its_step(seed):
     keeping = Keeping()
     model = fitted(lambda parameters: optim.SGD(parameters, lr=SIZE), Silent, [keeping], seed, norm_bound=0.5)
-    assert "updates are replayed as CUDA graphs (1 recorded)" in model.explain_engine()
+    assert "updates were replayed as CUDA graphs" in model.explain_engine()
     kept = torch.stack([torch.zeros(30_000), *keeping.kept])
     drawn = kept[:-1] - kept[1:]  # the noise of each step: the learning rate undoes the mean
     scales = torch.tensor([0.5 * model.noise_mech.noise_multiplier(step) for step in range(STEPS)])
@@ -98,5 +98,5 @@ def test_the_noise_of_replays_is_fresh_and_has_the_scale_of_its_step(seed):
 
 def test_an_optimizer_that_computes_on_the_host_updates_without_replays():
     model = fitted(lambda parameters: optim.Adam(parameters, lr=0.01))
-    assert "needs capturable=True" in model.explain_engine()
+    assert "build it with fused=True or capturable=True" in model.explain_engine()
     assert model.steps_done == STEPS
