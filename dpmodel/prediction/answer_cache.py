@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from dpmodel.claims.optimizer_steps import optimizer_steps
 from dpmodel.features.digest import network_digest
 from dpmodel.saving.lock import FolderLock
 from mechanisms.engines.batch import all_tensors, map_tensors
@@ -164,6 +165,8 @@ def row_digests(x: Any, context: str) -> list[str]:
 class NetworkDigests:
     """The digest of networks, computed again after a change of their parameters or buffers through torch.
 
+    It is computed again after any step of an optimizer too: a fused one raises no version of what it changes.
+
     Args:
         networks: The networks.
     """
@@ -177,7 +180,7 @@ class NetworkDigests:
     def current(self) -> str:
         """SHA-256, as hex, of the digests of the networks."""
         tensors = [part for each in self._networks for part in (*each.parameters(), *each.buffers())]
-        versions = [part._version for part in tensors]
+        versions = [*(part._version for part in tensors), optimizer_steps()]
         same = len(tensors) == len(self._tensors) and all(map(operator.is_, tensors, self._tensors))
         if not self._digest or not same or versions != self._versions:
             joined = "".join(map(network_digest, self._networks))

@@ -123,6 +123,17 @@ def test_a_network_that_was_changed_while_it_is_queried_is_another_network(netwo
     assert ledger.asked == 4
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_network_that_was_trained_further_is_another_network(fused, network, ledger):
+    x, model = torch.randn(3, 4), private(network, ledger)
+    model.query(x)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, fused=fused)
+    network(x).sum().backward()
+    optimizer.step()  # a fused step raises no version
+    model.query(x)
+    assert ledger.asked == 6
+
+
 @settings(deadline=None, max_examples=50)
 @given(hnp.arrays(st.sampled_from([np.float32, np.int64, np.uint8]), hnp.array_shapes(min_dims=2, max_dims=3)))
 def test_a_digest_covers_bytes_shape_and_type_of_a_row(values):

@@ -69,6 +69,13 @@ def test_options_are_forwarded_and_engines_without_them_are_skipped():
         choose("loop", nn.Linear(4, 3), options={"precision": "bf16"})
 
 
+@pytest.mark.parametrize("name", ["vmap", "loop"])
+def test_an_engine_without_an_option_may_be_as_it_asks(name):
+    assert choose(name, nn.Linear(4, 3), options={"cuda_graphs": False}).engine.name == name
+    with pytest.raises(UnsupportedModuleError, match="it has no option 'timed_plans'"):
+        choose(name, nn.Linear(4, 3), options={"cuda_graphs": False, "timed_plans": True})
+
+
 @pytest.mark.parametrize("name", ENGINES.names())
 def test_every_engine_explains_itself(name):
     assert name in choose(name, nn.Linear(4, 3)).engine.explain()

@@ -103,6 +103,47 @@ def test_changed_constants_end_the_recording(taped, change):
     assert engine.graphs.recorded == 2, engine.graphs.refusal
 
 
+class Halved(Fixed):
+    """Factors of its own with the constants of ``Fixed``."""
+
+    def factors(self, norms):
+        return super().factors(norms) / 2
+
+    def constants(self, blocks):
+        return super().constants(blocks)
+
+
+def test_another_mechanism_with_the_same_constants_ends_the_recording(taped):
+    (engine, _), network = taped, network_of()
+
+    def train(engine):
+        total, found = memory_of(network), []
+        for kind in (Fixed, Halved, Fixed):
+            clip = kind()
+            clip.start(0.1)
+            found += steps(engine, network, 4, clip=clip, total=total)
+        return found
+
+    require_equal(train(engine), train(BookKeepingEngine(UNIT)))
+    assert engine.graphs.recorded == 2, engine.graphs.refusal
+
+
+def test_factors_whose_code_was_replaced_are_not_recorded(taped, monkeypatch):
+    (engine, tapes), network = taped, network_of()
+    monkeypatch.setattr(Fixed, "factors", lambda self, norms: torch.full_like(norms, 0.01))
+    require_equal(steps(engine, network, 6), steps(BookKeepingEngine(UNIT), network, 6))
+    assert len(tapes) == 2
+
+
+def test_another_precision_ends_the_recording(taped):
+    (engine, _), network = taped, network_of()
+    total = memory_of(network)
+    steps(engine, network, 4, total=total)
+    engine.precision = "bf16"
+    (bf16, *_), (fp32, *_) = (steps(each, network, 1, total=total)[0] for each in (engine, BookKeepingEngine(UNIT)))
+    assert not torch.allclose(bf16, fp32, rtol=1e-4, atol=1e-5)
+
+
 def test_factors_that_were_exchanged_are_not_recorded(taped):
     (engine, tapes), network, clip = taped, network_of(), started()
     clip.factors = lambda norms: torch.full_like(norms, 0.01)
