@@ -44,16 +44,24 @@ class Precision:
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision("highest")
+            _set_full_precision()
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:
         """Matrix products have full precision inside, and this one afterwards."""
-        torch.set_float32_matmul_precision("highest")
+        _set_full_precision()
         try:
             yield
         finally:
             torch.set_float32_matmul_precision(self.products)
+
+
+def _set_full_precision() -> None:
+    """Compute products, and convolutions on the CPU, in full float32, whatever a network has set."""
+    torch.set_float32_matmul_precision("highest")
+    convolutions = getattr(torch.backends.mkldnn, "conv", None)
+    if convolutions is not None and convolutions.fp32_precision not in _FULL:
+        convolutions.fp32_precision = "ieee"
 
 
 #: Values of ``precision``.

@@ -284,7 +284,8 @@ class BookKeepingEngine(Engine):
             self._of_step = state, self._surveys, *computing_settings(), *map(place_of, state.read)
 
     def _survey_anew(self, network: nn.Module, batch: Batch, structure: list[object]) -> None:
-        self._survey = Survey.of(network, batch)
+        with PRECISIONS["fp32"].of_products():
+            self._survey = Survey.of(network, batch)
         self._surveys += 1
         self._known, self._structure = ref(network), structure
         on_cpu = all(value.device.type == "cpu" for value in self._parameters)
