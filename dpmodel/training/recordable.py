@@ -52,7 +52,7 @@ def cannot_record(optimizer: Optimizer, generator: object) -> str | None:
     hooks = (*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values())
     hooks += (*torch_optimizers._global_optimizer_pre_hooks.values(),)
     hooks += (*torch_optimizers._global_optimizer_post_hooks.values(),)
-    if not all(hook.__module__.startswith("dpmodel.") for hook in hooks):
+    if not all(str(getattr(hook, "__module__", "")).startswith("dpmodel.") for hook in hooks):
         return f"{name} has a step hook"
     return _of_settings(optimizer)
 

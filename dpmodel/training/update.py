@@ -51,7 +51,7 @@ class Update:
 
         On a GPU, an update that equals earlier ones in all but values and the scale of the noise is a replay of them.
         """
-        scale = self._scale(summed, step)
+        scale = self._scale(summed, step) if self.graph.records_on(self.total.device) else None
         key = self.graph.key(self, scale)
         if scale is not None and self.graph.has(key, scale):
             with self.guard.update(step):

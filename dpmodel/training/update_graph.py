@@ -39,9 +39,10 @@ _NO_MEMORY, _MOST_DOUBLINGS = "too little memory to record one", 10
 class UpdateGraph:
     """Records an update, and replays it with fresh noise as long as it is the same.
 
-    An update is recorded after ``EQUAL_UPDATES`` equal ones in a row. The recording is used only if two replays without
-    noise give the weights and the optimizer's state that two updates give, and if the noise of replays is fresh and
-    follows the scale. Recording releases nothing: it works on a sum to which noise has been added.
+    An update is recorded after ``EQUAL_UPDATES`` equal ones in a row, twice as many after each recording.
+    A recording is used only if two replays without noise give the weights and the optimizer's state that two updates
+    give, and if the noise of replays is fresh and follows the scale. Recording releases nothing: it works on a sum to
+    which noise has been added.
 
     Args:
         enabled: Whether to record at all.
@@ -76,6 +77,10 @@ class UpdateGraph:
             return [f"  {self.replayed:,} of {self.updates:,} updates were replayed as CUDA graphs"]
         return [f"  updates are replayed as CUDA graphs once {EQUAL_UPDATES} in a row were equal in their settings"]
 
+    def records_on(self, device: torch.device) -> bool:
+        """Whether updates on this device are recorded once they are equal."""
+        return self.enabled and self.refusal is None and device.type in DEVICES
+
     def key(self, update: Update, scale: float | None) -> tuple[Any, ...] | None:
         """All that an update depends on but the values of tensors and the scale of the noise; None: not recorded.
 
@@ -84,8 +89,7 @@ class UpdateGraph:
             scale: Standard deviation of the noise, if it is independent normal noise that is added in place.
         """
         device = update.total.device
-        self.updates += 1
-        if not self.enabled or self.refusal is not None or device.type not in DEVICES:
+        if not self.records_on(device):
             return None
         self._refuse(cannot_record(update.optimizer, None if scale is None else update.generator))
         if self.refusal is None and any(value.device != device for value in update.tensors):
@@ -104,7 +108,7 @@ class UpdateGraph:
         assert self._replay is not None
         self._scale.fill_(scale)
         self._replay()
-        self.replayed += 1
+        self.updates, self.replayed = self.updates + 1, self.replayed + 1
 
     @contextmanager
     def around_step(self, key: tuple[Any, ...] | None, update: Update) -> Iterator[None]:
@@ -114,6 +118,7 @@ class UpdateGraph:
             key: See above.
             update: The update; its ``total`` holds the noisy sum before the block, and the mean afterwards.
         """
+        self.updates += 1
         self._equal = self._equal + 1 if key is not None and key == self._key else 1
         self._key, self._replay = key, None
         # Twice as many after each recording: a learning rate may change every few steps.
