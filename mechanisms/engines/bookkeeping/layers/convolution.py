@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,16 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mechanisms.engines.bookkeeping.layers.linear import GRAM_LIMIT, squared_norms_of_grams
-from mechanisms.engines.bookkeeping.layers.rules import (
-    Call,
-    Formula,
-    LayerRule,
-    Term,
-    layer_rule,
-    squared_norms,
-    squared_norms_of_products,
-)
+from mechanisms.engines.bookkeeping.layers.cancellation import TermSizes, row_norms
+from mechanisms.engines.bookkeeping.layers.linear import GRAM_LIMIT
+from mechanisms.engines.bookkeeping.layers.rules import Call, Formula, LayerRule, Term, layer_rule, squared_norms
 from mechanisms.engines.bookkeeping.layers.window_gram import WindowAxis, window_gram
 from mechanisms.engines.bookkeeping.unit_members import UnitMembers
 from mechanisms.engines.precision import full_float32
@@ -36,6 +29,9 @@ COPIED_AT_ONCE_ON_GPU = 2**28
 
 #: Cost, in multiply-adds, of an entry of an example's gradient, which is written once and read twice.
 INSTANTIATED_COST = 40.0
+
+#: Entries of a weight from which on Gram matrices are considered (for signals, always).
+SMALLEST_FOR_GRAMS = 2**12
 
 #: Cost of a multiply-add in float64, for matrices as small as Gram matrices.
 DOUBLE_COST = 3.2
@@ -204,6 +200,37 @@ def whole_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
 
 
 def _weight_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
+    """All formulas; if Gram matrices may be used for some size of the input, all raise the norms of terms that cancel.
+
+    The largest input of a batch decides on the positions, and so on the formula, which must not change what the other
+    examples contribute.
+    """
+    layer = _conv(call.layer)
+    formulas = _any_formulas(call, x, g)
+    if not _uses_grams(layer):
+        return formulas
+    return [replace(each, run=partial(_raised, each.run, layer, x, g)) for each in formulas]
+
+
+def _uses_grams(layer: Any) -> bool:
+    """Whether Gram matrices are considered; independent of the sizes of inputs."""
+    return bool(layer.weight.dim() == 3 or layer.weight.numel() >= SMALLEST_FOR_GRAMS)
+
+
+def _raised(run: Callable[[], Term], layer: Any, x: Tensor, g: Tensor) -> Term:
+    return _term_sizes(layer, x, g).raised(run(), g.dtype)
+
+
+def _term_sizes(layer: Any, x: Tensor, g: Tensor) -> TermSizes:
+    """Sizes of the terms of all positions and groups: norms of windows times norms of output gradients."""
+    squares = padded_input(layer, x).double().square().unflatten(1, (layer.groups, -1)).sum(2)
+    kernel = range(2, 2 + len(layer.kernel_size))
+    windows = _windows(squares, layer, g.shape[2:]).sum(tuple(kernel)).flatten(1).sqrt()
+    gradients = _per_group(g.double().square(), layer.groups).sum(2).flatten(1).sqrt()
+    return TermSizes(windows * gradients, windows.amax(1))
+
+
+def _any_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
     layer, batch, positions = _conv(call.layer), g.shape[0], math.prod(g.shape[2:])
     instantiated = float(batch * layer.weight.numel())
     seen = math.prod(x.shape[2:])
@@ -214,7 +241,7 @@ def _weight_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
         copied = COPY_COST * _copied_entries(layer, batch, positions) / rows
         cost = instantiated * (ROW_WISE_FACTOR * positions + INSTANTIATED_COST) + copied
         formulas.append(Formula("row-wise", partial(_instantiate_by_rows, call, x, g), cost, instantiated))
-    if gram <= GRAM_LIMIT * instantiated:
+    if gram <= GRAM_LIMIT * instantiated and _uses_grams(layer) and x.dtype != torch.float64:
         products = batch * (x.shape[1] * seen**2 + g.shape[1] * positions**2)
         moved = batch * layer.groups * seen * (seen + positions) * sum(_ints(layer.kernel_size))
         cost = DOUBLE_COST * (products + moved) + instantiated * positions
@@ -329,11 +356,11 @@ def _gram(layer: Any, x: Tensor, g: Tensor) -> Term:
     gradients = _per_group(g, groups).flatten(0, 1)
     if gradients.shape[2] == 1:
         columns = _columns_with_data(layer, axes, x)
-        squared = squared_norms_of_products(columns.flatten(0, 2), gradients.flatten(1))
+        squared = (row_norms(columns.flatten(0, 2)) * row_norms(gradients.flatten(1))).square()
         return Term(squared.view(batch, groups).sum(1), partial(_add_by_columns, layer, axes), (columns, g))
     wide = gradients.double()
-    products = window_gram(source.unflatten(1, (groups, -1)).flatten(0, 1), axes), torch.bmm(wide.transpose(1, 2), wide)
-    squared = squared_norms_of_grams(*products, g.dtype).view(batch, groups).sum(1)
+    products = window_gram(source.unflatten(1, (groups, -1)).flatten(0, 1), axes)
+    squared = products.mul_(torch.bmm(wide.transpose(1, 2), wide)).sum((1, 2)).view(batch, groups).sum(1)
     add = _add_by_library if x.device.type == "cpu" else _add_by_windows
     return Term(squared, partial(add, layer, axes), (x, g))
 

@@ -130,17 +130,6 @@ def squared_norms(rows: Tensor) -> Tensor:
     return squared
 
 
-def squared_norms_of_products(left: Tensor, right: Tensor) -> Tensor:
-    """Squared L2 norms (B,) of the outer products of rows of ``left`` (B, M) and ``right`` (B, N).
-
-    Squares that underflow are replaced by their upper bound: the other factor may be large, and a norm must not be
-    smaller than that of the gradient it clips.
-    """
-    tiny = torch.finfo(left.dtype).tiny
-    first, second = (squared_norms(rows).add_(tiny * rows.shape[1]) for rows in (left, right))
-    return first.mul_(second)
-
-
 @dataclass(frozen=True)
 class Formula:
     """One exact way to compute a term.

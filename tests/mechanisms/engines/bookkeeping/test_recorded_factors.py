@@ -27,7 +27,8 @@ ONE = torch.ones(1, 1)
 @pytest.fixture
 def taped(monkeypatch):
     """An engine whose passes are recorded as operators: numbers of Python are constants of a recording."""
-    monkeypatch.setattr("mechanisms.engines.bookkeeping.engine.costs_a_wait", lambda value: True)
+    for place in ("engine", "layers.cancellation"):
+        monkeypatch.setattr(f"mechanisms.engines.bookkeeping.{place}.costs_a_wait", lambda value: True)
     # The tape is a mode, and holds the tensors of a pass.
     monkeypatch.setattr("mechanisms.engines.base.require_unwatched", lambda: None)
     monkeypatch.setattr("mechanisms.engines.state.escapes.Escapes.count", lambda self: 0)

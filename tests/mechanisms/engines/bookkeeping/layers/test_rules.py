@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -12,7 +13,8 @@ from dpmodel.nets import StandardisedConv2d
 from mechanisms.engines import LAYER_RULES, Batch, BookKeepingEngine, layer_rule
 from mechanisms.engines.bookkeeping.call_modes import ByExample, ByRewrite, ByRule
 from mechanisms.engines.bookkeeping.layers import REWRITES, convolution, embedding, linear
-from mechanisms.engines.bookkeeping.layers.linear import CANCELLATION, ROUNDINGS, _gram, gram_squared_norms
+from mechanisms.engines.bookkeeping.layers.cancellation import CANCELLATION, ROUNDINGS
+from mechanisms.engines.bookkeeping.layers.linear import _gram
 from mechanisms.engines.bookkeeping.layers.window_gram import WindowAxis, window_gram
 from mechanisms.engines.bookkeeping.sites import find_sites
 from mechanisms.units import ClippedUnit
@@ -122,6 +124,7 @@ GRAM_OPTIONS = [
 def test_both_sums_of_gram_convolutions_are_exact(assert_exact, monkeypatch, options, add):
     used, original = [], getattr(convolution, add)
     monkeypatch.setattr(convolution, "GRAM_LIMIT", float("inf"))
+    monkeypatch.setattr(convolution, "SMALLEST_FOR_GRAMS", 1)
     monkeypatch.setattr(convolution, "DOUBLE_COST", 0.0)
     monkeypatch.setattr(convolution, "_add_by_library", lambda *args: used.append(original(*args)))
     layer = nn.Conv2d(32, 48, **{"kernel_size": 3, "padding": 1} | options)
@@ -160,10 +163,10 @@ def test_gram_norms_bound_the_sum_when_positions_cancel(apart):
     x, g = torch.randn(3, 1, 64), torch.randn(3, 1, 32)
     x, g = torch.cat([x, x + apart * torch.randn_like(x)], 1), torch.cat([g, -g], 1)
     exact = torch.bmm(g.double().transpose(1, 2), x.double()).flatten(1).norm(dim=1)
-    found, terms = gram_squared_norms(x, g).double().sqrt(), (x.double().norm(dim=2) * g.double().norm(dim=2)).sum(1)
+    found, sizes = _gram(x, g).squared_norms.double().sqrt(), x.double().norm(dim=2) * g.double().norm(dim=2)
     # The norm includes the rounding error of the sum in float32, and what the terms do to the sums of other examples.
-    rounding = (ROUNDINGS + 2) * torch.finfo(torch.float32).eps / 2 * terms
-    assert torch.allclose(found, torch.maximum(exact + rounding, terms / (CANCELLATION * 2**0.5)), rtol=1e-6)
+    rounding = (ROUNDINGS + 2) * torch.finfo(torch.float32).eps / 2 * sizes.sum(1)
+    assert torch.allclose(found, torch.maximum(exact + rounding, sizes.norm(dim=1) / CANCELLATION), rtol=1e-6)
     assert (found > 10 * exact).all() if apart < 0.1 else (found < 1.001 * exact).all()
 
 
@@ -190,7 +193,7 @@ def test_terms_that_cancel_hardly_round_what_other_examples_add(examples):
 def test_inputs_whose_weighted_gradients_underflow_are_left_out():
     x, g = torch.full((2, 4, 8), 3e38), torch.full((2, 4, 8), 1e-43)
     x[1] = 1e18
-    assert gram_squared_norms(x, g).isinf().tolist() == [True, False]
+    assert _gram(x, g).squared_norms.isinf().tolist() == [True, False]
 
 
 @pytest.mark.parametrize("offset", [1e3, 1e4, 1e5, 1e6, 1e7, 1e8])
@@ -217,7 +220,8 @@ def test_an_image_whose_terms_cancel_respects_the_bound(examples, offset):
     layer = nn.Conv2d(64, 48, 3, padding=1)
 
     def summed(x, g):
-        term, out = convolution._gram(layer, x, g), torch.zeros(layer.weight.numel())
+        term = convolution._raised(partial(convolution._gram, layer, x, g), layer, x, g)
+        out = torch.zeros(layer.weight.numel())
         term.add_to(out, term.squared_norms.rsqrt().clamp(max=1.0))
         return out.double()
 

@@ -1,0 +1,88 @@
+"""Terms of one example that cancel: a floor for its norm, which every formula of a layer shares.
+
+The gradient of a weight is a sum of terms, one for each position. Where they cancel, rounding decides what remains, and
+large terms round what other examples add to the same sum. A floor for the norm limits both. It depends on the example
+alone: not on the formula, and not on positions that contribute nothing, such as the padding to a longer example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mechanisms.engines.batch import costs_a_wait
+from mechanisms.engines.bookkeeping.layers.rules import Term
+
+#: Terms of random directions add up to the root of the sum of their squares. Terms that cancel further, by more than
+#: this factor, raise the norm.
+CANCELLATION = 16
+
+#: Rounding error allowed for a sum of terms, in roundings of the size of its terms, beside one for each term.
+ROUNDINGS = 8
+
+#: Float32 norms between these are exact; others may have squares that underflow or overflow.
+_EXACT = (1e-15, 1e18)
+
+
+@dataclass(frozen=True)
+class TermSizes:
+    """The sizes of the terms of each example.
+
+    Args:
+        sizes: Norms of the terms, float64, shape (B, T).
+        largest: Norm of the largest input of each example, float64, shape (B,).
+    """
+
+    sizes: Tensor
+    largest: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, g: Tensor) -> TermSizes:
+        """Those of terms ``g_t x_t'`` with x (B, T, I) and g (B, T, O)."""
+        norms = row_norms(x)
+        return cls(norms * row_norms(g), norms.amax(1))
+
+    def raised(self, term: Term, dtype: torch.dtype) -> Term:
+        """The term with a norm that is at least as large as its contribution to a sum.
+
+        - The rounding error of its own sum is added to its norm.
+        - Its norm is at least the root of the sum of the squared sizes over ``CANCELLATION``. Without a floor, terms
+          that cancel would be weighted by a factor so large that they round what other examples add.
+        - Inputs whose squared norm overflows ``dtype`` make it infinite, since their gradients may underflow when
+          weighted.
+
+        Args:
+            term: The term, by any formula; ``squared_norms`` may be more precise than ``dtype``.
+            dtype: Type of the clipped sum.
+        """
+        limits = torch.finfo(dtype)
+        count = (self.sizes > 0).sum(1)
+        error = self.sizes.sum(1) * (count + ROUNDINGS) * (limits.eps / 2)
+        floor = torch.linalg.vector_norm(self.sizes, dim=1) / CANCELLATION
+        norms = torch.maximum(term.squared_norms.double().clamp(min=0.0).sqrt() + error, floor)
+        norms = norms.masked_fill(self.largest.square() > limits.max, torch.inf)
+        return replace(term, squared_norms=norms.square().to(dtype))
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """Norms over the last dimension, float64, without underflow or overflow of squares.
+
+    Example:
+        >>> row_norms(torch.tensor([[3.0, 4.0], [3e-30, 4e-30]])).tolist()
+        [5.0, 5.0000...e-30]
+    """
+    norms: Tensor
+    if rows.dtype == torch.float64:
+        largest = rows.abs().amax(-1, keepdim=True)
+        norms = torch.linalg.vector_norm(rows / largest.where(largest > 0, 1.0), dim=-1)
+        return norms.mul_(largest.squeeze(-1))
+    if costs_a_wait(rows):
+        norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
+        return norms
+    norms = torch.linalg.vector_norm(rows, dim=-1).double()
+    doubtful = ~((norms > _EXACT[0]) & (norms < _EXACT[1]))
+    if bool(doubtful.any()):
+        norms[doubtful] = torch.linalg.vector_norm(rows[doubtful], dim=-1, dtype=torch.float64)
+    return norms
