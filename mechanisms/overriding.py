@@ -32,4 +32,5 @@ def _definer(kind: type, name: str) -> type:
 def _is_own(kind: type, name: str) -> bool:
     """Whether a method was defined in the body of its class, rather than assigned to it later."""
     method = vars(kind)[name]
-    return getattr(method, "__qualname__", None) == f"{kind.__qualname__}.{name}" and not hasattr(method, "__wrapped__")
+    named = getattr(method, "__module__", None), getattr(method, "__qualname__", None)
+    return named == (kind.__module__, f"{kind.__qualname__}.{name}") and not hasattr(method, "__wrapped__")

@@ -1,4 +1,4 @@
-"""Number of steps that the optimizers of this process have taken: fused ones raise no version of a tensor."""
+"""Number of times that optimizers of this process were stepped: fused steps raise no version of a tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _taken = [0]
 
 
 def optimizer_steps() -> int:
-    """Number of steps of all optimizers since this module was imported.
+    """Number of calls of ``step`` of all optimizers since this module was imported; replays are no calls.
 
     Example:
         >>> import torch

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as torch_optimizers
@@ -27,12 +28,13 @@ _NAMES = ("params", "param_names")
 _NUMBERS = (bool, int, float, str, type(None))
 
 
-def cannot_record(optimizer: Optimizer, generator: object) -> str | None:
+def cannot_record(optimizer: Optimizer, generator: object, device: torch.device) -> str | None:
     """Why a replay of the optimizer's step, or of its noise, could leave something out; None if it cannot.
 
     Args:
         optimizer: The optimizer.
         generator: The source of the noise; None if it is anything but independent normal noise that is added in place.
+        device: Device of the parameters.
     """
     name, step = type(optimizer).__name__, type(optimizer).step
     if type(generator) is not SecureGenerator or "add_normal_" in vars(generator):
@@ -54,7 +56,7 @@ def cannot_record(optimizer: Optimizer, generator: object) -> str | None:
     hooks += (*torch_optimizers._global_optimizer_post_hooks.values(),)
     if not all(str(getattr(hook, "__module__", "")).startswith("dpmodel.") for hook in hooks):
         return f"{name} has a step hook"
-    return _of_settings(optimizer)
+    return _of_settings(optimizer, device)
 
 
 def settings_of(optimizer: Optimizer) -> Iterator[object]:
@@ -72,12 +74,17 @@ def _plain(value: Any) -> object:
     return tuple(map(_plain, value)) if isinstance(value, (tuple, list)) else value
 
 
-def _of_settings(optimizer: Optimizer) -> str | None:
+def _of_settings(optimizer: Optimizer, device: torch.device) -> str | None:
     for group in optimizer.param_groups:
         for name, value in group.items():
             parts = value if isinstance(value, (tuple, list)) else (value,)
-            if name not in _NAMES and not all(type(part) in _NUMBERS or isinstance(part, Tensor) for part in parts):
+            tensors = [part for part in parts if isinstance(part, Tensor)]
+            if name in _NAMES:
+                continue
+            if any(type(part) not in _NUMBERS for part in parts if not isinstance(part, Tensor)):
                 return f"the setting {name} of {type(optimizer).__name__} is neither a number nor a tensor"
+            if any(part.device != device for part in tensors):  # a step would read it on the host
+                return f"the setting {name} of {type(optimizer).__name__} is a tensor that is not on {device}"
     return None
 
 

@@ -33,6 +33,9 @@ MOST_DEVIATIONS = 8.0
 #: Entries of the noise that are compared at once, and zeros among them that may be chance.
 _BLOCK, _FEW_ZEROS = 1 << 20, 8
 
+#: Further deviations that are allowed for a single number; for more of them, divided by the root of their number.
+_FEW_NUMBERS = 20.0
+
 _NO_MEMORY, _MOST_DOUBLINGS = "too little memory to record one", 10
 
 
@@ -91,7 +94,7 @@ class UpdateGraph:
         device = update.total.device
         if not self.records_on(device):
             return None
-        self._refuse(cannot_record(update.optimizer, None if scale is None else update.generator))
+        self._refuse(cannot_record(update.optimizer, None if scale is None else update.generator, device))
         if self.refusal is None and any(value.device != device for value in update.tensors):
             self._refuse("the optimizer holds a tensor on a different device")
         if self.refusal is not None:
@@ -240,5 +243,8 @@ def _is_fresh(one: Tensor, other: Tensor, size: int) -> bool:
     wide = ((first.double(), second.double()) for first, second in blocks)
     sums = torch.stack([torch.stack([a.dot(a), b.dot(b), a.dot(b)]) for a, b in wide]).sum(0)
     squares, others, products = (sums / size).tolist()
-    deviations = (squares - 1) / math.sqrt(2), (others - 1) / math.sqrt(2), products
-    return all(abs(each) * math.sqrt(size) <= MOST_DEVIATIONS for each in deviations)
+    root = math.sqrt(size)
+    scales, together = ((squares - 1) * root / math.sqrt(2), (others - 1) * root / math.sqrt(2)), products * root
+    # Squares and products of few numbers have longer tails than a normal distribution.
+    most = MOST_DEVIATIONS + _FEW_NUMBERS / root
+    return all(-MOST_DEVIATIONS <= scale <= most for scale in scales) and abs(together) <= most

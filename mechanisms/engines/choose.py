@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -149,7 +150,8 @@ def _refusal(
 
 def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     known = signature(ENGINES.get(name)).parameters
-    return {option: value for option, value in options.items() if option in known}
+    any_option = any(each.kind is Parameter.VAR_KEYWORD for each in known.values())
+    return {option: value for option, value in options.items() if option in known or any_option}
 
 
 def _refuse_reentrant(network: nn.Module, example: Batch) -> None:

@@ -7,8 +7,10 @@ import functools
 import numpy as np
 import pytest
 import torch
-from torch import optim
+from torch import nn, optim
 
+from dpmodel.training.recordable import cannot_record
+from dpmodel.training.update_graph import _is_fresh
 from mechanisms.correlated.banded import BandedMF
 from mechanisms.noise import AdaGaussian, Gaussian, ScheduledGaussian
 from mechanisms.overriding import speaks_for
@@ -124,6 +126,31 @@ def test_a_scale_that_is_not_that_of_the_event_is_not_replayed(fitted, tapes, mo
     found = fitted(noise=Misstated(seed=5))
     assert "no independent normal noise that is added in place" in found.explain_engine()
     require_same(found, fitted(noise=Misstated(seed=5), cuda_graphs=False))
+
+
+@pytest.mark.parametrize("name", ["lr", "betas"])
+def test_settings_that_are_tensors_of_the_host_are_not_recorded(name):
+    optimizer = optim.Adam([nn.Parameter(torch.zeros(2))], fused=True)
+    assert cannot_record(optimizer, SecureGenerator(), torch.device("cuda", 0)) is None
+    value = torch.tensor(0.1)
+    optimizer.param_groups[0][name] = (value, value) if name == "betas" else value
+    assert cannot_record(optimizer, SecureGenerator(), torch.device("cpu")) is None
+    refusal = cannot_record(optimizer, SecureGenerator(), torch.device("cuda", 0))
+    assert refusal == f"the setting {name} of Adam is a tensor that is not on cuda:0"
+
+
+@pytest.mark.parametrize("hook", [[].append, functools.partial(print)])
+def test_hooks_of_any_kind_are_not_recorded(hook):
+    optimizer = SGD([nn.Parameter(torch.zeros(2))])
+    optimizer.register_step_post_hook(hook)
+    assert cannot_record(optimizer, SecureGenerator(), torch.device("cpu")) == "SGD has a step hook"
+
+
+@pytest.mark.parametrize("size", [1, 2, 10, 1000])
+def test_true_noise_is_hardly_ever_refused(size):
+    drawn = SecureGenerator().normal(2 * 2000 * size, torch.float32).view(2000, 2, size)
+    assert all(_is_fresh(one, other, size) for one, other in drawn)
+    assert not any(_is_fresh(one, one, size) for one, _ in drawn[:5])
 
 
 def test_a_step_that_was_wrapped_on_its_class_is_not_recorded(fitted, tapes, monkeypatch):

@@ -76,6 +76,16 @@ def test_an_engine_without_an_option_may_be_as_it_asks(name):
         choose(name, nn.Linear(4, 3), options={"cuda_graphs": False, "timed_plans": True})
 
 
+def test_an_engine_that_takes_any_option_gets_them_all(monkeypatch):
+    class Own(BookKeepingEngine):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+
+    monkeypatch.setitem(ENGINES._builders, "bookkeeping", Own)
+    found = choose("bookkeeping", nn.Linear(4, 3), options={"cuda_graphs": False, "precision": "bf16"}).engine
+    assert (type(found), found.cuda_graphs, found.precision) == (Own, False, "bf16")
+
+
 @pytest.mark.parametrize("name", ENGINES.names())
 def test_every_engine_explains_itself(name):
     assert name in choose(name, nn.Linear(4, 3)).engine.explain()
