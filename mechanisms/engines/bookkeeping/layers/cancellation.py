@@ -44,10 +44,10 @@ class TermSizes:
         norms = row_norms(x)
         return cls(norms * row_norms(g), norms.amax(1))
 
-    def raised(self, term: Term, dtype: torch.dtype) -> Term:
+    def raised(self, term: Term, dtype: torch.dtype, most: int) -> Term:
         """The term with a norm that is at least as large as its contribution to a sum.
 
-        - The rounding error of its own sum is added to its norm.
+        - The rounding error of its own sum is added to its norm, for formulas that compute norm and sum in two ways.
         - Its norm is at least the root of the sum of the squared sizes over ``CANCELLATION``. Without a floor, terms
           that cancel would be weighted by a factor so large that they round what other examples add.
         - Inputs whose squared norm overflows ``dtype`` make it infinite, since their gradients may underflow when
@@ -56,9 +56,10 @@ class TermSizes:
         Args:
             term: The term, by any formula; ``squared_norms`` may be more precise than ``dtype``.
             dtype: Type of the clipped sum.
+            most: Largest number of positions with which there are such formulas, for any batch.
         """
         limits = torch.finfo(dtype)
-        count = (self.sizes > 0).sum(1)
+        count = (self.sizes > 0).sum(1).clamp(max=most)
         error = self.sizes.sum(1) * (count + ROUNDINGS) * (limits.eps / 2)
         floor = torch.linalg.vector_norm(self.sizes, dim=1) / CANCELLATION
         norms = torch.maximum(term.squared_norms.double().clamp(min=0.0).sqrt() + error, floor)

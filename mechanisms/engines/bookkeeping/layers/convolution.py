@@ -218,7 +218,8 @@ def _uses_grams(layer: Any) -> bool:
 
 
 def _raised(run: Callable[[], Term], layer: Any, x: Tensor, g: Tensor) -> Term:
-    return _term_sizes(layer, x, g).raised(run(), g.dtype)
+    most = math.isqrt(int(GRAM_LIMIT * layer.weight.numel() / layer.groups))  # positions with Gram matrices
+    return _term_sizes(layer, x, g).raised(run(), g.dtype, most)
 
 
 def _term_sizes(layer: Any, x: Tensor, g: Tensor) -> TermSizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
@@ -86,7 +87,7 @@ def weight_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
         return [Formula("norm product", partial(_norm_product, x, g))]
     held = batch * fan_in * fan_out
     formulas = [Formula("instantiate", partial(_instantiate, call, x, g), held * (positions + HELD_WORK), held)]
-    if positions**2 <= GRAM_LIMIT * fan_in * fan_out and x.dtype != torch.float64:  # whose squares may underflow
+    if positions <= _most_in_grams(x, g) and x.dtype != torch.float64:  # whose squares may underflow
         gram = batch * positions**2
         cost = 2.5 * gram * (fan_in + fan_out) + batch * positions * (fan_in * fan_out + 12.0 * (fan_in + fan_out))
         formulas.append(Formula("Gram", partial(_gram, x, g), cost, 3 * gram))
@@ -115,17 +116,23 @@ def _product_per_unit(x: Tensor, g: Tensor, members: UnitMembers) -> Tensor:
 def _norm_product(x: Tensor, g: Tensor) -> Term:
     found = TermSizes.of(x, g)
     term = Term(found.sizes.squeeze(1).square(), _add_product, (x.squeeze(1), g.squeeze(1)))
-    return found.raised(term, g.dtype)
+    return found.raised(term, g.dtype, _most_in_grams(x, g))
 
 
 def _instantiate(call: Call, x: Tensor, g: Tensor) -> Term:
     rows = call.kept("weight", len(x), g.shape[2], x.shape[2])
     term = Term.of_rows(torch.bmm(g.transpose(1, 2), x, out=rows), overwritable=True)
-    return TermSizes.of(x, g).raised(term, g.dtype)
+    return TermSizes.of(x, g).raised(term, g.dtype, _most_in_grams(x, g))
 
 
 def _gram(x: Tensor, g: Tensor) -> Term:
-    return TermSizes.of(x, g).raised(Term(gram_squared_norms(x, g), _add_product, (x, g)), g.dtype)
+    term = Term(gram_squared_norms(x, g), _add_product, (x, g))
+    return TermSizes.of(x, g).raised(term, g.dtype, _most_in_grams(x, g))
+
+
+def _most_in_grams(x: Tensor, g: Tensor) -> int:
+    """Largest number of positions for which Gram matrices are considered."""
+    return math.isqrt(int(GRAM_LIMIT * x.shape[2] * g.shape[2]))
 
 
 def _add_product(out: Tensor, factors: Tensor, x: Tensor, g: Tensor) -> None:
