@@ -87,7 +87,8 @@ class PartialSum:
 class Engine(ABC):
     """Computes ``sum_u min(1, bound / |g_u|) g_u`` over the units of a batch.
 
-    Law: each engine gives the numbers of the one-example loop. ``physical_batch_size`` bounds memory and changes
+    Law: each engine gives the numbers of the one-example loop, or smaller factors for gradients whose terms cancel
+    (``mechanisms.engines.bookkeeping.layers.cancellation``). ``physical_batch_size`` bounds memory and changes
     nothing but the order of additions. Sums of several threads are computed one after the other.
 
     Args:
