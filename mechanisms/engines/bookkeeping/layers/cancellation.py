@@ -85,5 +85,6 @@ def row_norms(rows: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(rows, dim=-1).double()
     doubtful = ~((norms > _EXACT[0]) & (norms < _EXACT[1]))
     if bool(doubtful.any()):
+        doubtful &= torch.linalg.vector_norm(rows, torch.inf, dim=-1) != 0  # rows of padding are zero
         norms[doubtful] = torch.linalg.vector_norm(rows[doubtful], dim=-1, dtype=torch.float64)
     return norms
