@@ -67,6 +67,14 @@ class TermSizes:
         return replace(term, squared_norms=norms.square().to(dtype))
 
 
+def channel_squares(values: Tensor) -> Tensor:
+    """Sums of squares over the channels of values (B, groups, channels, ...), float64, shape (B, groups, ...)."""
+    if costs_a_wait(values):  # without a copy of the values in float64, which costs a GPU more than the sum
+        norms: Tensor = torch.linalg.vector_norm(values, dim=2, dtype=torch.float64)
+        return norms.square_()
+    return values.double().square().sum(2)
+
+
 def row_norms(rows: Tensor) -> Tensor:
     """Norms over the last dimension, float64, without underflow or overflow of squares.
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mechanisms.engines.bookkeeping.layers.cancellation import TermSizes, row_norms
+from mechanisms.engines.bookkeeping.layers.cancellation import TermSizes, channel_squares, row_norms
 from mechanisms.engines.bookkeeping.layers.linear import GRAM_LIMIT
 from mechanisms.engines.bookkeeping.layers.rules import Call, Formula, LayerRule, Term, layer_rule, squared_norms
 from mechanisms.engines.bookkeeping.layers.window_gram import WindowAxis, window_gram
@@ -224,10 +224,10 @@ def _raised(run: Callable[[], Term], layer: Any, x: Tensor, g: Tensor) -> Term:
 
 def _term_sizes(layer: Any, x: Tensor, g: Tensor) -> TermSizes:
     """Sizes of the terms of all positions and groups: norms of windows times norms of output gradients."""
-    squares = padded_input(layer, x).double().square().unflatten(1, (layer.groups, -1)).sum(2)
+    squares = channel_squares(padded_input(layer, x).unflatten(1, (layer.groups, -1)))
     kernel = range(2, 2 + len(layer.kernel_size))
     windows = _windows(squares, layer, g.shape[2:]).sum(tuple(kernel)).flatten(1).sqrt()
-    gradients = _per_group(g.double().square(), layer.groups).sum(2).flatten(1).sqrt()
+    gradients = channel_squares(_per_group(g, layer.groups)).flatten(1).sqrt()
     return TermSizes(windows * gradients, windows.amax(1))
 
 

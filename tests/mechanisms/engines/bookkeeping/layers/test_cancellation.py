@@ -11,7 +11,7 @@ from torch import nn
 from mechanisms.clipping import CLIP
 from mechanisms.engines import Batch, BookKeepingEngine
 from mechanisms.engines.bookkeeping.layers import cancellation, convolution, linear
-from mechanisms.engines.bookkeeping.layers.cancellation import CANCELLATION, TermSizes, row_norms
+from mechanisms.engines.bookkeeping.layers.cancellation import CANCELLATION, TermSizes, channel_squares, row_norms
 from mechanisms.engines.bookkeeping.layers.rules import Call, rule_for
 from mechanisms.engines.bookkeeping.scratch import Scratch
 from mechanisms.units import ClippedUnit
@@ -109,6 +109,18 @@ def test_norms_of_rows_neither_underflow_nor_overflow(exponent, width, on_gpu, w
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cancellation, "costs_a_wait", lambda value: on_gpu)
         torch.testing.assert_close(row_norms(rows), rows.double().norm(dim=1), rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_squares_over_channels_are_those_in_double_precision(on_gpu, monkeypatch):
+    monkeypatch.setattr(cancellation, "costs_a_wait", lambda value: on_gpu)
+    values = 1e-25 * torch.randn(3, 2, 5, 4, 6)
+    kept = values.clone()
+    torch.testing.assert_close(channel_squares(values), values.double().square().sum(2), rtol=1e-12, atol=0.0)
+    assert torch.equal(values, kept)
+    wide = values.double()
+    channel_squares(wide)
+    assert torch.equal(wide, kept.double())
 
 
 def test_sizes_do_not_depend_on_padding():
