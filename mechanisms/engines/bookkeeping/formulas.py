@@ -69,14 +69,14 @@ class FormulaBook:
 
         Args:
             key: The parameter, and the shapes of an example.
-            formulas: The formulas; the same names for the same key.
+            formulas: The formulas; the same names for the same key and type of numbers.
             entries: Number of entries of the parameter.
             like: A tensor of the batch; None for a batch on the CPU.
         """
         on_gpu = like is not None and like.device.type == "cuda"
         sized = (*key, len(like).bit_length()) if like is not None and on_gpu else key
         choice = self._by_size.get(sized)
-        if choice is None:
+        if choice is None or all(formula.name != choice.formula for formula in formulas):
             timed = len(formulas) > 1 and (self.timed or on_gpu)
             choice = self._by_size[sized] = self.choices[key] = _chosen(formulas, entries, timed, like)
         if len(formulas) == 1:

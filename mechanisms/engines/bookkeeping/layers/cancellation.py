@@ -7,6 +7,8 @@ alone: not on the formula, and not on positions that contribute nothing, such as
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,6 +60,8 @@ class TermSizes:
             dtype: Type of the clipped sum.
             most: Largest number of positions with which there are such formulas, for any batch.
         """
+        if _exact:
+            return replace(term, squared_norms=term.squared_norms.to(dtype))
         limits = torch.finfo(dtype)
         count = (self.sizes > 0).sum(1).clamp(max=most)
         error = self.sizes.sum(1) * (count + ROUNDINGS) * (limits.eps / 2)
@@ -65,6 +69,28 @@ class TermSizes:
         norms = torch.maximum(term.squared_norms.double().clamp(min=0.0).sqrt() + error, floor)
         norms = norms.masked_fill(self.largest.square() > limits.max, torch.inf)
         return replace(term, squared_norms=norms.square().to(dtype))
+
+
+#: Not empty while norms are not raised.
+_exact: list[bool] = []
+
+
+@contextmanager
+def exact_norms() -> Iterator[None]:
+    """Raise no norms inside, to compare gradients with those of other engines; never for a sum that is released.
+
+    Example:
+        >>> x, g = torch.tensor([[[1.0], [1.0]]]), torch.tensor([[[1.0], [-1.0]]])
+        >>> term = Term.of_rows((x * g).sum(1))
+        >>> with exact_norms():
+        ...     TermSizes.of(x, g).raised(term, torch.float32, 1).squared_norms.item()
+        0.0
+    """
+    _exact.append(True)
+    try:
+        yield
+    finally:
+        _exact.pop()
 
 
 def channel_squares(values: Tensor) -> Tensor:

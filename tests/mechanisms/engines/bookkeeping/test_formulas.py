@@ -41,6 +41,13 @@ def test_timing_chooses_the_fastest_formula_and_remembers_it():
     assert book.choices["layer",] is choice
 
 
+def test_a_formula_that_is_not_offered_is_chosen_anew():
+    book = FormulaBook()
+    book.run(("layer",), [formula("Gram", 1.0), formula("instantiate", 2.0)], lambda: 4)
+    book.run(("layer",), [formula("row-wise", 3.0), formula("instantiate", 2.0)], lambda: 4)
+    assert book.choices["layer",].formula == "instantiate"
+
+
 class OnGPU:
     """Stands for a tensor of that many examples, on a device where formulas are timed."""
 
