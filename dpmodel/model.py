@@ -407,7 +407,7 @@ class DPModel(ClaimedModel):
         trial.run.guarded_by(guard)
         trained = self.network, self.loss_fn, self.optimizer, trial.engine, trial.run.plan, self.ledger
         step = PrivateStep(*trained, guard, trial.padding, iterations, trial.run.ranks)
-        self._choice = trial.choice, step.update.graph
+        self._choice = trial.choice, step.graph
         self.claim.verified(verified_by(step))
         return step
 

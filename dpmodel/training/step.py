@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class PrivateStep:
     broken_steps: int = field(default=0, init=False)
     left_out: int = field(default=0, init=False)  # units without a finite gradient, in all steps; private
     left_out_at: int = field(default=0, init=False)  # steps done after the first of them
-    update: Update = field(init=False)
+    graph: UpdateGraph = field(init=False)
     _unread: tuple[int, ClippedSum] | None = field(default=None, init=False)  # the last step, if its tally is not read
     _layout: FlatLayout = field(init=False)
     _additivity: Additivity = field(init=False)
@@ -69,9 +70,7 @@ class PrivateStep:
     def __post_init__(self) -> None:
         self._layout = FlatLayout.of(self.network)
         self._sum = self._layout.zeros(self._layout.size)
-        graph = UpdateGraph(self.engine.cuda_graphs and self.ranks.size == 1)
-        trained = self.optimizer, self.plan, self.guard, self._layout, self._sum
-        self.update = Update(*trained, graph, self.padding, self.ranks)
+        self.graph = UpdateGraph(self.engine.cuda_graphs and self.ranks.size == 1)
         self._additivity = Additivity(self.network, self.loss_fn, self.engine, self.plan.clip)
 
     def __call__(self, batch: Batch, step: int) -> Tally:
@@ -113,6 +112,12 @@ class PrivateStep:
             self.settle()
         return summed.tally
 
+    @cached_property
+    def update(self) -> Update:
+        """What makes new weights of the sum of a step."""
+        trained = self.optimizer, self.plan, self.guard, self._layout, self._sum
+        return Update(*trained, self.graph, self.padding, self.ranks)
+
     def settle(self) -> None:
         """Count what the last step left out, if that is not done yet.
 
@@ -129,7 +134,7 @@ class PrivateStep:
     def release(self) -> None:
         """Free the memory that is kept from step to step."""
         self.engine.release()
-        self.update.graph.forget()
+        self.graph.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """The counters that a resumed training continues."""
