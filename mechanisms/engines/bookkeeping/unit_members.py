@@ -37,20 +37,6 @@ class UnitMembers:
         counts: list[int] = torch.bincount(self.ids, minlength=self.units).tolist()
         return counts
 
-    @property
-    def most(self) -> int:
-        """Number of members of the largest unit; the host waits for a GPU."""
-        return max(self.counts, default=0)
-
-    def beside(self, rows: Tensor) -> Tensor:
-        """The rows (B, ...) of the members of each unit, shape (units, most, ...), followed by zeros."""
-        counts = torch.tensor(self.counts, device=rows.device)
-        own = self.ids[self.order]
-        place = torch.arange(len(own), device=rows.device) - (counts.cumsum(0) - counts)[own]
-        found = rows.new_zeros(self.units * self.most, *rows.shape[1:])
-        found.index_copy_(0, own * self.most + place, rows[self.order])
-        return found.view(self.units, self.most, *rows.shape[1:])
-
     def summed(self, rows: Tensor) -> Tensor:
         """Sums over the members of each unit, shape (units, ...), of rows (B, ...)."""
         return rows.new_zeros(self.units, *rows.shape[1:]).index_add_(0, self.ids, rows)

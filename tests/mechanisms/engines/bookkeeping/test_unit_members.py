@@ -39,13 +39,8 @@ def test_members_are_sorted_counted_and_summed(ids):
     members, rows = UnitMembers(torch.tensor(ids), 5), torch.randn(len(ids), 3)
     assert members.counts == [ids.count(unit) for unit in range(5)]
     assert [ids[row] for row in members.order] == sorted(ids)
-    beside = members.beside(rows)
-    assert beside.shape == (5, members.most, 3)
     for unit, found in enumerate(members.summed(rows)):
-        own = rows[[row for row, other in enumerate(ids) if other == unit]]
-        torch.testing.assert_close(found, own.sum(0))
-        assert torch.equal(beside[unit, : len(own)], own)
-        assert not beside[unit, len(own) :].any()
+        torch.testing.assert_close(found, rows[[row for row, own in enumerate(ids) if own == unit]].sum(0))
 
 
 @pytest.mark.parametrize("case", CASES)
