@@ -11,6 +11,7 @@ from torch import nn
 from mechanisms.clipping import CLIP
 from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine
 from mechanisms.engines.batch import map_tensors
+from mechanisms.engines.bookkeeping.layers.cancellation import exact_norms
 from mechanisms.units import ClippedUnit
 
 
@@ -53,7 +54,8 @@ def assert_exact():
         batch, loss_fn = Batch(x, y, group_ids, units), loss_fn or nn.CrossEntropyLoss()
         for name in ("Fixed", "PerLayer"):
             expected = exact_sum(unit, network, loss_fn, batch, clip_of(name))
-            found = BookKeepingEngine(unit, **options).clipped_sum(network, loss_fn, batch, clip_of(name))
+            with exact_norms():  # terms of random numbers may cancel so far that norms are raised
+                found = BookKeepingEngine(unit, **options).clipped_sum(network, loss_fn, batch, clip_of(name))
             assert close(found.norms, expected.norms, relative), (name, found.norms, expected.norms)
             assert close(found.flat_grad, expected.flat_grad, relative), name
 
