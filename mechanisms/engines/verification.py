@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms.clipping import ClipMechanism
-from mechanisms.engines.base import ClippedSum, Engine
+from mechanisms.engines.base import ONE_AT_A_TIME, ClippedSum, Engine
 from mechanisms.engines.batch import Batch, first_tensor, map_tensors, outputs_of
 from mechanisms.engines.bookkeeping.layers.cancellation import exact_norms
 from mechanisms.engines.isolation.guards import seed_as_pass
@@ -62,7 +62,7 @@ def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction
     unit, clip = ClippedUnit(1, probe.size), _ByParameter()
     clip.start(torch.finfo(torch.float32).max / 2.0)
     # Terms that cancel have larger norms in some engines, on purpose; here, gradients are compared.
-    with preserve_state(network, loss_fn), _plain_attention(), full_float32(), exact_norms():
+    with ONE_AT_A_TIME, preserve_state(network, loss_fn), _plain_attention(), full_float32(), exact_norms():
         if _is_random(network, probe):
             engine(unit).clipped_sum(network, loss_fn, probe, clip)  # it must also run in training mode
             network.eval()

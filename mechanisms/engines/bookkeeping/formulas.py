@@ -107,8 +107,8 @@ def _once(formula: Formula, entries: int, like: Tensor | None) -> float:
     _wait(like)
     start = time.perf_counter()
     term = formula.run()
-    out = term.squared_norms.new_zeros(entries)
-    term.add_to(out, torch.ones_like(term.squared_norms))
+    norms = term.squared_norms if like is None else term.squared_norms.to(like.dtype)
+    term.add_to(norms.new_zeros(entries), torch.ones_like(norms))
     _wait(like)
     return 1e3 * (time.perf_counter() - start)
 

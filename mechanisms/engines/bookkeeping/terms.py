@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.bookkeeping.formulas import FormulaBook
+from mechanisms.engines.bookkeeping.layers.cancellation import TermSizes
 from mechanisms.engines.bookkeeping.layers.rules import Call, LayerRule, Term
 from mechanisms.engines.bookkeeping.passes import Pass
 from mechanisms.engines.bookkeeping.recorder import Record
@@ -120,6 +121,7 @@ def terms_of(uses: Sequence[LayerUse], batch: Batch, unit: ClippedUnit, formulas
     members = None if batch.group_ids is None else UnitMembers(batch.group_ids, batch.num_units)
     terms: dict[int, Term] = {}
     rows: dict[int, Tensor] = {}
+    sizes: dict[int, list[TermSizes]] = defaultdict(list)
     for use in uses:
         # Norms do not add up over calls: a parameter with several uses, or an example with several rows or in a group,
         # needs the sum of its gradients before the norm. Those are instantiated, unless the rule knows better; all
@@ -136,10 +138,22 @@ def terms_of(uses: Sequence[LayerUse], batch: Batch, unit: ClippedUnit, formulas
         for position, gradient in _instantiated(use, shared, batch.size, members):
             mine = gradient.reshape(batch.num_units, -1)
             rows[position] = rows[position] + mine if position in rows else mine
-    if members is not None:
-        rows = {position: value.div_(unit.group_size) for position, value in rows.items()}
-    terms.update({position: Term.of_rows(value, overwritable=members is not None) for position, value in rows.items()})
+        for position, part in _sizes_of_calls(use, shared) if members is None else ():
+            sizes[position].append(part)
+    for position, value in rows.items():
+        term = Term.of_rows(value if members is None else value.div_(unit.group_size), overwritable=members is not None)
+        parts = sizes.get(position)
+        terms[position] = TermSizes.joined(parts).raised(term, value.dtype) if parts else term
     return terms
+
+
+def _sizes_of_calls(use: LayerUse, flat_index: dict[str, int]) -> Iterator[tuple[int, TermSizes]]:
+    """Sizes of the terms of all calls, by position in the flat layout."""
+    if use.rule is None or not flat_index:
+        return
+    for call in use.calls:
+        for name, part in use.rule.term_sizes(replace(call, wanted=tuple(flat_index))).items():
+            yield flat_index[name], part.of_examples(use.fold)
 
 
 def _positions(use: LayerUse) -> list[int]:
@@ -151,10 +165,12 @@ def _direct(
 ) -> dict[int, Term]:
     found = {}
     asked = call if len(flat_index) == len(call.wanted) else replace(call, wanted=tuple(flat_index))
+    sizes, dtype = rule.term_sizes(asked), call.output_grad.dtype
     shapes = [tuple(value.shape[1:]) for value in (*call.inputs[:1], call.output_grad)]
     for name, options in rule.formulas(asked).items():
         key = (site.name, name, *shapes)
-        found[flat_index[name]] = formulas.run(key, options, partial(site.entries, flat_index[name]), call.output_grad)
+        term = formulas.run(key, options, partial(site.entries, flat_index[name]), call.output_grad)
+        found[flat_index[name]] = sizes[name].raised(term, dtype) if name in sizes else term
     return found
 
 

@@ -1,13 +1,14 @@
-"""Terms of one example that cancel: a floor for its norm, which every formula of a layer shares.
+"""Terms of one example that cancel: a floor for its norm, which does not depend on how the norm is computed.
 
 The gradient of a weight is a sum of terms, one for each position. Where they cancel, rounding decides what remains, and
 large terms round what other examples add to the same sum. A floor for the norm limits both. It depends on the example
-alone: not on the formula, and not on positions that contribute nothing, such as the padding to a longer example.
+alone: neither on the formula, nor on the number of calls of the layer, nor on positions that contribute nothing, such
+as the padding to a longer example. The longest example of a batch may decide on all of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -35,21 +36,34 @@ class TermSizes:
     Args:
         sizes: Norms of the terms, float64, shape (B, T).
         largest: Norm of the largest input of each example, float64, shape (B,).
+        most: Largest number of positions with which norm and sum of the layer may be computed in two ways.
     """
 
     sizes: Tensor
     largest: Tensor
+    most: int
 
     @classmethod
-    def of(cls, x: Tensor, g: Tensor) -> TermSizes:
+    def of(cls, x: Tensor, g: Tensor, most: int) -> TermSizes:
         """Those of terms ``g_t x_t'`` with x (B, T, I) and g (B, T, O)."""
         norms = row_norms(x)
-        return cls(norms * row_norms(g), norms.amax(1))
+        return cls(norms * row_norms(g), norms.amax(1), most)
 
-    def raised(self, term: Term, dtype: torch.dtype, most: int) -> Term:
+    @classmethod
+    def joined(cls, parts: Sequence[TermSizes]) -> TermSizes:
+        """Those of the terms of several calls."""
+        largest = torch.stack([part.largest for part in parts]).amax(0)
+        return cls(torch.cat([part.sizes for part in parts], dim=1), largest, max(part.most for part in parts))
+
+    def of_examples(self, rows: int) -> TermSizes:
+        """Those of examples that have that many rows each."""
+        largest = self.largest.view(-1, rows).amax(1)
+        return TermSizes(self.sizes.view(-1, rows * self.sizes.shape[1]), largest, self.most)
+
+    def raised(self, term: Term, dtype: torch.dtype) -> Term:
         """The term with a norm that is at least as large as its contribution to a sum.
 
-        - The rounding error of its own sum is added to its norm, for formulas that compute norm and sum in two ways.
+        - The rounding error of its own sum is added to its norm, as norm and sum may be computed in two ways.
         - Its norm is at least the root of the sum of the squared sizes over ``CANCELLATION``. Without a floor, terms
           that cancel would be weighted by a factor so large that they round what other examples add.
         - Inputs whose squared norm overflows ``dtype`` make it infinite, since their gradients may underflow when
@@ -58,12 +72,11 @@ class TermSizes:
         Args:
             term: The term, by any formula; ``squared_norms`` may be more precise than ``dtype``.
             dtype: Type of the clipped sum.
-            most: Largest number of positions with which there are such formulas, for any batch.
         """
         if _exact:
             return replace(term, squared_norms=term.squared_norms.to(dtype))
         limits = torch.finfo(dtype)
-        count = (self.sizes > 0).sum(1).clamp(max=most)
+        count = (self.sizes > 0).sum(1).clamp(max=self.most)
         error = self.sizes.sum(1) * (count + ROUNDINGS) * (limits.eps / 2)
         floor = torch.linalg.vector_norm(self.sizes, dim=1) / CANCELLATION
         norms = torch.maximum(term.squared_norms.double().clamp(min=0.0).sqrt() + error, floor)
@@ -83,7 +96,7 @@ def exact_norms() -> Iterator[None]:
         >>> x, g = torch.tensor([[[1.0], [1.0]]]), torch.tensor([[[1.0], [-1.0]]])
         >>> term = Term.of_rows((x * g).sum(1))
         >>> with exact_norms():
-        ...     TermSizes.of(x, g).raised(term, torch.float32, 1).squared_norms.item()
+        ...     TermSizes.of(x, g, 1).raised(term, torch.float32).squared_norms.item()
         0.0
     """
     _exact.append(True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -86,6 +86,13 @@ class ConvolutionRule(LayerRule):
         found = {"weight": members.summed(rows)}
         return found | ({"bias": members.summed(call.output_grad.flatten(2).sum(2))} if "bias" in call.wanted else {})
 
+    def term_sizes(self, call: Call) -> Mapping[str, TermSizes]:
+        """Those of ``weight`` of signals and of large weights, for which Gram matrices may be used."""
+        layer = _conv(call.layer)
+        if "weight" not in call.wanted or not _uses_grams(layer):
+            return {}
+        return {"weight": _term_sizes(layer, call.inputs[0], call.output_grad)}
+
     def formulas(self, call: Call) -> Mapping[str, Sequence[Formula]]:
         """Instantiate from a copy of all windows or of the windows along a row, or use Gram matrices over positions."""
         x, g = call.inputs[0], call.output_grad
@@ -105,6 +112,7 @@ class _FoldedConvolution(nn.Module):
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.groups, self.padding_mode = layer.groups, layer.padding_mode
+        self.is_signal = len(layer.kernel_size) == 1
         self.kernel_size, self.stride, self.dilation = (
             (1, *_ints(sizes)) for sizes in (layer.kernel_size, layer.stride, layer.dilation)
         )
@@ -199,27 +207,10 @@ def whole_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
     return formulas
 
 
-def _weight_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
-    """All formulas; if Gram matrices may be used for some size of the input, all raise the norms of terms that cancel.
-
-    The largest input of a batch decides on the positions, and so on the formula, which must not change what the other
-    examples contribute.
-    """
-    layer = _conv(call.layer)
-    formulas = _any_formulas(call, x, g)
-    if not _uses_grams(layer):
-        return formulas
-    return [replace(each, run=partial(_raised, each.run, layer, x, g)) for each in formulas]
-
-
 def _uses_grams(layer: Any) -> bool:
-    """Whether Gram matrices are considered; independent of the sizes of inputs."""
-    return bool(layer.weight.dim() == 3 or layer.weight.numel() >= SMALLEST_FOR_GRAMS)
-
-
-def _raised(run: Callable[[], Term], layer: Any, x: Tensor, g: Tensor) -> Term:
-    most = math.isqrt(int(GRAM_LIMIT * layer.weight.numel() / layer.groups))  # positions with Gram matrices
-    return _term_sizes(layer, x, g).raised(run(), g.dtype, most)
+    """Whether Gram matrices are considered; independent of the sizes of inputs and of the number of rows."""
+    is_signal = getattr(layer, "is_signal", len(layer.kernel_size) == 1)
+    return bool(is_signal or layer.weight.numel() >= SMALLEST_FOR_GRAMS)
 
 
 def _term_sizes(layer: Any, x: Tensor, g: Tensor) -> TermSizes:
@@ -228,10 +219,11 @@ def _term_sizes(layer: Any, x: Tensor, g: Tensor) -> TermSizes:
     kernel = range(2, 2 + len(layer.kernel_size))
     windows = _windows(squares, layer, g.shape[2:]).sum(tuple(kernel)).flatten(1).sqrt()
     gradients = channel_squares(_per_group(g, layer.groups)).flatten(1).sqrt()
-    return TermSizes(windows * gradients, windows.amax(1))
+    most = math.isqrt(int(GRAM_LIMIT * layer.weight.numel() / layer.groups))  # positions with Gram matrices
+    return TermSizes(windows * gradients, windows.amax(1), most)
 
 
-def _any_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
+def _weight_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
     layer, batch, positions = _conv(call.layer), g.shape[0], math.prod(g.shape[2:])
     instantiated = float(batch * layer.weight.numel())
     seen = math.prod(x.shape[2:])

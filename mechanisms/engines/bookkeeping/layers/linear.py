@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mechanisms.engines.bookkeeping.layers.cancellation import TermSizes
+from mechanisms.engines.bookkeeping.layers.cancellation import TermSizes, row_norms
 from mechanisms.engines.bookkeeping.layers.rules import Call, Formula, LayerRule, Term, layer_rule
 from mechanisms.engines.bookkeeping.unit_members import UnitMembers
 
@@ -58,6 +58,11 @@ class LinearRule(LayerRule):
         found = {"weight": _product_per_unit(x, g, members)}
         return found | ({"bias": members.summed(g.sum(1))} if "bias" in call.wanted else {})
 
+    def term_sizes(self, call: Call) -> Mapping[str, TermSizes]:
+        """Those of ``weight``."""
+        x, g = _sequences(call)
+        return {"weight": TermSizes.of(x, g, _most_in_grams(x, g))} if "weight" in call.wanted else {}
+
     def formulas(self, call: Call) -> Mapping[str, Sequence[Formula]]:
         """Vectors: product of norms. Sequences: instantiate, or use Gram matrices if there are few positions."""
         x, g = _sequences(call)
@@ -77,14 +82,10 @@ class LinearRule(LayerRule):
 
 
 def weight_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
-    """Formulas for gradients ``sum_t g_t x_t'`` of x (B, T, I) and g (B, T, O); exact for any T.
-
-    All of them raise the norms of terms that cancel in the same way: the longest example of a batch decides on T, and
-    so on the formula, which must not change what the others contribute.
-    """
+    """Formulas for gradients ``sum_t g_t x_t'`` of x (B, T, I) and g (B, T, O); exact for any T."""
     (batch, positions, fan_in), fan_out = x.shape, g.shape[2]
     if positions == 1:
-        return [Formula("norm product", partial(_norm_product, x, g))]
+        return [Formula("norm product", partial(_norm_product, x.squeeze(1), g.squeeze(1)))]
     held = batch * fan_in * fan_out
     formulas = [Formula("instantiate", partial(_instantiate, call, x, g), held * (positions + HELD_WORK), held)]
     if positions <= _most_in_grams(x, g) and x.dtype != torch.float64:  # whose squares may underflow
@@ -114,20 +115,16 @@ def _product_per_unit(x: Tensor, g: Tensor, members: UnitMembers) -> Tensor:
 
 
 def _norm_product(x: Tensor, g: Tensor) -> Term:
-    found = TermSizes.of(x, g)
-    term = Term(found.sizes.squeeze(1).square(), _add_product, (x.squeeze(1), g.squeeze(1)))
-    return found.raised(term, g.dtype, _most_in_grams(x, g))
+    return Term((row_norms(x) * row_norms(g)).square(), _add_product, (x, g))
 
 
 def _instantiate(call: Call, x: Tensor, g: Tensor) -> Term:
     rows = call.kept("weight", len(x), g.shape[2], x.shape[2])
-    term = Term.of_rows(torch.bmm(g.transpose(1, 2), x, out=rows), overwritable=True)
-    return TermSizes.of(x, g).raised(term, g.dtype, _most_in_grams(x, g))
+    return Term.of_rows(torch.bmm(g.transpose(1, 2), x, out=rows), overwritable=True)
 
 
 def _gram(x: Tensor, g: Tensor) -> Term:
-    term = Term(gram_squared_norms(x, g), _add_product, (x, g))
-    return TermSizes.of(x, g).raised(term, g.dtype, _most_in_grams(x, g))
+    return Term(gram_squared_norms(x, g), _add_product, (x, g))
 
 
 def _most_in_grams(x: Tensor, g: Tensor) -> int:

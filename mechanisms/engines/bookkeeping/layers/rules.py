@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from mechanisms.engines.isolation.rows import PLAIN
 from mechanisms.engines.row_clearing import clear_rows_
 from mechanisms.engines.state.python_state import PythonState
 from monitors.errors import UnsupportedModuleError
+
+if TYPE_CHECKING:
+    from mechanisms.engines.bookkeeping.layers.cancellation import TermSizes
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,14 @@ class LayerRule(ABC):
     def unit_terms(self, call: Call, members: UnitMembers) -> Mapping[str, Term]:
         """Terms, per unit, of the wanted parameters that need no instantiated gradient; by default, there are none."""
         del call, members
+        return {}
+
+    def term_sizes(self, call: Call) -> Mapping[str, TermSizes]:
+        """Sizes of the terms of the wanted parameters whose norms get a floor; by default, there are none.
+
+        Whether a parameter has a floor must not depend on the call.
+        """
+        del call
         return {}
 
     def formulas(self, call: Call) -> Mapping[str, Sequence[Formula]]:

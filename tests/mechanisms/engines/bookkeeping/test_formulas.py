@@ -51,7 +51,7 @@ def test_a_formula_that_is_not_offered_is_chosen_anew():
 class OnGPU:
     """Stands for a tensor of that many examples, on a device where formulas are timed."""
 
-    device = torch.device("cuda")
+    device, dtype = torch.device("cuda"), torch.float32
 
     def __init__(self, size):
         self.size = size

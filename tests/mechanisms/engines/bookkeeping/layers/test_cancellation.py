@@ -29,8 +29,9 @@ def opposite(examples, positions, fan_in, fan_out, apart):
 
 
 def of_formulas(layer, x, g):
-    call = Call(layer, (x,), g, ("weight",), Scratch())
-    return {formula.name: formula.run() for formula in rule_for(layer).formulas(call)["weight"]}
+    call, rule = Call(layer, (x,), g, ("weight",), Scratch()), rule_for(layer)
+    sizes, formulas = rule.term_sizes(call), rule.formulas(call)["weight"]
+    return {each.name: sizes["weight"].raised(each.run(), g.dtype) if sizes else each.run() for each in formulas}
 
 
 @pytest.mark.parametrize("apart", [1.0, 0.03, 1e-4, 0.0])
@@ -125,8 +126,8 @@ def test_squares_over_channels_are_those_in_double_precision(on_gpu, monkeypatch
 
 def test_sizes_do_not_depend_on_padding():
     x, g = opposite(5, 4, 10, 7, 0.1)
-    sizes = TermSizes.of(x, g)
-    longer = TermSizes.of(*(nn.functional.pad(value, (0, 0, 0, 9)) for value in (x, g)))
+    sizes = TermSizes.of(x, g, 9)
+    longer = TermSizes.of(*(nn.functional.pad(value, (0, 0, 0, 9)) for value in (x, g)), 9)
     torch.testing.assert_close(longer.sizes[:, :4], sizes.sizes)
     assert not longer.sizes[:, 4:].any()
     assert torch.equal(longer.largest, sizes.largest)
@@ -166,6 +167,54 @@ def test_a_longer_example_does_not_change_what_the_others_contribute(layer, widt
         return engine.clipped_sum(network, Summed(), Batch(x[cut], y[cut]), clip).flat_grad.clone()
 
     assert (summed(101, longer) - summed(100, length)).norm() < 0.01
+
+
+class ByStep(nn.Module):
+    """Calls a layer once for each step of a series (B, T, ...)."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, series):
+        return torch.stack([self.layer(step) for step in series.unbind(1)], 1)
+
+
+class AllAtOnce(ByStep):
+    """Calls a layer once for all steps, each of which is a row."""
+
+    def forward(self, series):
+        return self.layer(series.flatten(0, 1)).unflatten(0, series.shape[:2])
+
+
+@pytest.mark.parametrize("network", [ByStep, AllAtOnce])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(64, 64, bias=False), (2, 64)),
+        (nn.Conv1d(8, 8, 1, bias=False), (8, 2)),
+        (nn.Conv2d(64, 64, 1, bias=False), (64, 1, 2)),
+        (nn.Conv2d(64, 64, (1, 3), padding=(0, 1), padding_mode="circular", bias=False), (64, 1, 2)),
+        (nn.Conv3d(64, 64, 1, bias=False), (64, 1, 1, 2)),
+    ],
+    ids=["sequences", "small signals", "images", "circular images", "volumes"],
+)
+def test_the_number_of_calls_and_rows_does_not_change_what_others_contribute(layer, shape, network):
+    # Two entries of one step nearly cancel; an example with two steps, whose gradient is zero, makes the others longer.
+    x, y = torch.zeros(101, 2, *shape), torch.zeros(101, 2, *shape)
+    first = x[:100, 0].movedim(shape.index(max(shape)) + 1, 1)  # channels first
+    first.flatten(2)[:, 0] = torch.tensor([1.001, -1.0])
+    y[:100, 0].movedim(shape.index(max(shape)) + 1, 1).flatten(2)[:, 0] = 1e6
+    clip, engine = CLIP.create("Fixed"), BookKeepingEngine(ClippedUnit(1, 100))
+    clip.start(1.0)
+    sums = [
+        engine.clipped_sum(
+            network(layer), Summed(), Batch(x[:count, :steps], y[:count, :steps]), clip
+        ).flat_grad.clone()
+        for count, steps in ((100, 1), (101, 2))
+    ]
+    assert sums[0].norm() > 0.1
+    assert (sums[0] - sums[1]).norm() < 0.01
 
 
 @pytest.mark.parametrize("units", [32, 1000])

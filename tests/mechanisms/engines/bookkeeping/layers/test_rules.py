@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from functools import partial
 from unittest import mock
 
 import pytest
@@ -14,7 +13,8 @@ from mechanisms.engines import LAYER_RULES, Batch, BookKeepingEngine, layer_rule
 from mechanisms.engines.bookkeeping.call_modes import ByExample, ByRewrite, ByRule
 from mechanisms.engines.bookkeeping.layers import REWRITES, convolution, embedding, linear
 from mechanisms.engines.bookkeeping.layers.cancellation import CANCELLATION, ROUNDINGS
-from mechanisms.engines.bookkeeping.layers.linear import _gram
+from mechanisms.engines.bookkeeping.layers.linear import LinearRule, _gram
+from mechanisms.engines.bookkeeping.layers.rules import Call
 from mechanisms.engines.bookkeeping.layers.window_gram import WindowAxis, window_gram
 from mechanisms.engines.bookkeeping.sites import find_sites
 from mechanisms.units import ClippedUnit
@@ -158,12 +158,17 @@ def test_window_gram_equals_the_inner_products_of_the_windows(data, dims):
         assert not by_offset[without_data].any()
 
 
+def raised_gram(x, g):
+    sizes = LinearRule().term_sizes(Call(None, (x,), g, ("weight",)))["weight"]
+    return sizes.raised(_gram(x, g), g.dtype)
+
+
 @pytest.mark.parametrize("apart", [0.3, 1e-3])
 def test_gram_norms_bound_the_sum_when_positions_cancel(apart):
     x, g = torch.randn(3, 1, 64), torch.randn(3, 1, 32)
     x, g = torch.cat([x, x + apart * torch.randn_like(x)], 1), torch.cat([g, -g], 1)
     exact = torch.bmm(g.double().transpose(1, 2), x.double()).flatten(1).norm(dim=1)
-    found, sizes = _gram(x, g).squared_norms.double().sqrt(), x.double().norm(dim=2) * g.double().norm(dim=2)
+    found, sizes = raised_gram(x, g).squared_norms.double().sqrt(), x.double().norm(dim=2) * g.double().norm(dim=2)
     # The norm includes the rounding error of the sum in float32, and what the terms do to the sums of other examples.
     rounding = (ROUNDINGS + 2) * torch.finfo(torch.float32).eps / 2 * sizes.sum(1)
     assert torch.allclose(found, torch.maximum(exact + rounding, sizes.norm(dim=1) / CANCELLATION), rtol=1e-6)
@@ -183,7 +188,7 @@ def test_terms_that_cancel_hardly_round_what_other_examples_add(examples):
     g[0] = 0
 
     def summed(x, g):
-        term, out = _gram(x, g), torch.zeros(width * width)
+        term, out = raised_gram(x, g), torch.zeros(width * width)
         term.add_to(out, term.squared_norms.rsqrt().clamp(max=1.0))
         return out.double()
 
@@ -193,7 +198,7 @@ def test_terms_that_cancel_hardly_round_what_other_examples_add(examples):
 def test_inputs_whose_weighted_gradients_underflow_are_left_out():
     x, g = torch.full((2, 4, 8), 3e38), torch.full((2, 4, 8), 1e-43)
     x[1] = 1e18
-    assert _gram(x, g).squared_norms.isinf().tolist() == [True, False]
+    assert raised_gram(x, g).squared_norms.isinf().tolist() == [True, False]
 
 
 @pytest.mark.parametrize("offset", [1e3, 1e4, 1e5, 1e6, 1e7, 1e8])
@@ -201,7 +206,7 @@ def test_inputs_whose_weighted_gradients_underflow_are_left_out():
 def test_a_long_sequence_whose_terms_cancel_respects_the_bound(batch, length, width, offset):
     # The first and last terms are huge and opposite; all rows of the other examples are added between them.
     def summed(x, g):
-        term, out = _gram(x, g), torch.zeros(width * width)
+        term, out = raised_gram(x, g), torch.zeros(width * width)
         term.add_to(out, term.squared_norms.rsqrt().clamp(max=1.0))
         return out.double()
 
@@ -220,7 +225,7 @@ def test_an_image_whose_terms_cancel_respects_the_bound(examples, offset):
     layer = nn.Conv2d(64, 48, 3, padding=1)
 
     def summed(x, g):
-        term = convolution._raised(partial(convolution._gram, layer, x, g), layer, x, g)
+        term = convolution._term_sizes(layer, x, g).raised(convolution._gram(layer, x, g), g.dtype)
         out = torch.zeros(layer.weight.numel())
         term.add_to(out, term.squared_norms.rsqrt().clamp(max=1.0))
         return out.double()
