@@ -10,7 +10,7 @@ _taken = [0]
 
 
 def optimizer_steps() -> int:
-    """Number of calls of ``step`` of all optimizers since this module was imported; replays are no calls.
+    """How often any optimizer has taken a step since this module was imported; replayed updates do not count.
 
     Example:
         >>> import torch

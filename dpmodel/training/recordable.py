@@ -38,7 +38,7 @@ def cannot_record(optimizer: Optimizer, generator: object, device: torch.device)
     """
     name, step = type(optimizer).__name__, type(optimizer).step
     if type(generator) is not SecureGenerator or "add_normal_" in vars(generator):
-        return "there is no independent normal noise that is added in place"
+        return "the noise mechanism does not just add independent normal noise to the sum"
     kinds = [kind for kind in type(optimizer).__mro__ if issubclass(kind, Optimizer)]
     if not all(kind.__module__.startswith(("torch.optim", optimizers.__name__)) for kind in kinds):
         return f"{name} is not an optimizer of torch"

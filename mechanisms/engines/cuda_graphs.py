@@ -89,6 +89,6 @@ def equal_but_rounding(found: Tensor, expected: Tensor, rounding: float) -> bool
 
 
 def why_it_failed(error: Exception) -> str:
-    """Why there is no recording, in words."""
+    """The reason why a recording failed, in words."""
     lines = str(error).strip().splitlines()
     return f"recording failed ({type(error).__name__}: {lines[0] if lines else ''})"

@@ -40,7 +40,7 @@ class Precision:
     @contextmanager
     def of_products(self) -> Iterator[None]:
         """Matrix products have this precision inside, and the full one afterwards, whatever was set inside."""
-        torch.set_float32_matmul_precision(self.products)
+        _set_products(self.products)
         try:
             yield
         finally:
@@ -53,12 +53,25 @@ class Precision:
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(self.products)
+            _set_products(self.products)
+
+
+def _stated_products() -> str:
+    """The precision of float32 matrix products in torch; ``"mixed"`` if its backends have different ones."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # a setting of one kind of products, such as torch.backends.cuda.matmul.fp32_precision
+        return "mixed"
+
+
+def _set_products(products: str) -> None:
+    if _stated_products() != products:  # otherwise, settings of the user that say the same would be replaced
+        torch.set_float32_matmul_precision(products)
 
 
 def _set_full_precision() -> None:
     """Compute products, and convolutions on the CPU, in full float32, whatever a network has set."""
-    torch.set_float32_matmul_precision("highest")
+    _set_products("highest")
     convolutions = getattr(torch.backends.mkldnn, "conv", None)
     if convolutions is not None and convolutions.fp32_precision not in _FULL:
         convolutions.fp32_precision = "ieee"
@@ -85,10 +98,7 @@ def require_full_products() -> None:
                 "products, in which sums of clipped gradients could exceed their bound; unset it, and use "
                 "precision='tf32' or 'bf16' for speed"
             )
-    try:
-        stated = torch.get_float32_matmul_precision()
-    except RuntimeError:  # a setting of one kind of products, such as torch.backends.cuda.matmul.fp32_precision
-        stated = "mixed"
+    stated = _stated_products()
     if stated != "highest":
         raise ConfigError(
             f"float32 matrix products are set to precision {stated!r}, in which sums of clipped gradients could exceed "

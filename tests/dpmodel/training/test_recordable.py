@@ -74,7 +74,7 @@ def hooked(parameters):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"noise": Counted()}, "no independent normal noise that is added in place"),
+        ({"noise": Counted()}, "does not just add independent normal noise to the sum"),
         ({"build": OwnSGD}, "OwnSGD is not an optimizer of torch"),
         ({"build": optim.Adam}, "Adam computes on the host; build it with fused=True or capturable=True"),
         ({"build": optim.Adafactor}, "Adafactor computes on the host"),
@@ -124,7 +124,7 @@ class Misstated(Gaussian):
 def test_a_scale_that_is_not_that_of_the_event_is_not_replayed(fitted, tapes, monkeypatch):
     monkeypatch.setattr("mechanisms.noise_check._Trial._require_same_scale", lambda self, steps: None)
     found = fitted(noise=Misstated(seed=5))
-    assert "no independent normal noise that is added in place" in found.explain_engine()
+    assert "does not just add independent normal noise to the sum" in found.explain_engine()
     require_same(found, fitted(noise=Misstated(seed=5), cuda_graphs=False))
 
 

@@ -16,18 +16,17 @@ from mechanisms.rng import SecureGenerator
 from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
 from tests.dpmodel.power_cut import PowerCut
-from tests.dpmodel.training.updates import OPTIMIZERS, SGD, SIZE, STEPS, Keeping, require_same, two_groups, weights
-
-
-class Silent(nn.Module):
-    """A network whose gradient is zero."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(100, 30))
-
-    def forward(self, x):
-        return x[:, :3] + 0.0 * self.weight.sum()
+from tests.dpmodel.training.updates import (
+    OPTIMIZERS,
+    SGD,
+    SIZE,
+    STEPS,
+    Keeping,
+    Silent,
+    require_same,
+    two_groups,
+    weights,
+)
 
 
 class Padded(nn.Module):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
-from dpmodel import Callback, DPModel, NoiseMechanismsFactory
+from dpmodel import DPModel, NoiseMechanismsFactory
 from dpmodel.callbacks import Silence
 from dpmodel.optimizers import build_optimizer
+from tests.dpmodel.training.updates import Keeping, Silent
 
 pytestmark = [
     pytest.mark.cuda,
@@ -19,29 +22,11 @@ pytestmark = [
 SIZE, STEPS = 16, 16
 
 
-class Silent(nn.Module):
-    """A network whose gradient is zero."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(100, 300))
-
-    def forward(self, x):
-        return x[:, :3] + 0.0 * self.weight.sum()
+ENTRIES = 30_000
 
 
 def small():
     return nn.Sequential(nn.Linear(4, 200), nn.Tanh(), nn.Linear(200, 3))
-
-
-class Keeping(Callback):
-    """Keeps the weights of all steps."""
-
-    def __init__(self):
-        self.kept = []
-
-    def on_train_step_end(self, run):
-        self.kept.append(torch.cat([value.detach().flatten() for value in run.network.parameters()]).cpu())
 
 
 def fitted(build, network=small, callbacks=(), seed=5, dtype=torch.float32, **options):
@@ -85,15 +70,17 @@ def test_replays_give_the_weights_of_the_updates(name, dtype):
 @pytest.mark.parametrize("seed", [0, 5])
 def test_the_noise_of_replays_is_fresh_and_has_the_scale_of_its_step(seed):
     keeping = Keeping()
-    model = fitted(lambda parameters: optim.SGD(parameters, lr=SIZE), Silent, [keeping], seed, norm_bound=0.5)
+    model = fitted(
+        lambda parameters: optim.SGD(parameters, lr=SIZE), partial(Silent, ENTRIES), [keeping], seed, norm_bound=0.5
+    )
     assert "updates were replayed as CUDA graphs" in model.explain_engine()
-    kept = torch.stack([torch.zeros(30_000), *keeping.kept])
+    kept = torch.stack([torch.zeros(ENTRIES), *(value.cpu() for value in keeping.kept)])
     drawn = kept[:-1] - kept[1:]  # the noise of each step: the learning rate undoes the mean
     scales = torch.tensor([0.5 * model.noise_mech.noise_multiplier(step) for step in range(STEPS)])
     squares = (drawn / scales[:, None]).double().square().mean(dim=1)
-    assert (squares - 1).abs().max() < 6 * (2 / 30_000) ** 0.5
+    assert (squares - 1).abs().max() < 6 * (2 / ENTRIES) ** 0.5
     correlations = torch.corrcoef(drawn.double()) - torch.eye(STEPS)
-    assert correlations.abs().max() < 6 / 30_000**0.5
+    assert correlations.abs().max() < 6 / ENTRIES**0.5
 
 
 def test_an_optimizer_that_computes_on_the_host_updates_without_replays():

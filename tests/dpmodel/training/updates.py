@@ -54,3 +54,14 @@ class Keeping(Callback):
 
     def on_train_step_end(self, run):
         self.kept.append(torch.cat([value.detach().flatten() for value in run.network.parameters()]))
+
+
+class Silent(nn.Module):
+    """A network whose gradient is zero."""
+
+    def __init__(self, entries=3000):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(entries))
+
+    def forward(self, x):
+        return x[:, :3] + 0.0 * self.weight.sum()

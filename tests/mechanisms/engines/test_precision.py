@@ -271,6 +271,14 @@ def test_a_precision_set_by_the_network_does_not_reach_norms_and_sums(precision,
     assert of_convolutions() in ("none", "ieee")
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has no such setting")
+def test_a_pass_in_full_precision_leaves_the_settings_of_torch_as_they_are(monkeypatch):
+    called = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", called.append)
+    clipped_sum(image_network(), images(6), targets(6), "Fixed", precision="fp32")
+    assert not called
+
+
 def test_products_have_full_precision_after_a_pass_that_fails():
     network = nn.Sequential(nn.Flatten(), Setting(100, 5), nn.Unflatten(1, (2, 2)))
     with pytest.raises(RuntimeError, match="unflatten"):
